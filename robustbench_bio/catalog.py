@@ -1,0 +1,65 @@
+"""The only reader of the data folders that ship with the package."""
+
+from pathlib import Path
+
+from robustbench_bio.errors import UserError
+from robustbench_bio.genotype import Genotype
+from robustbench_bio.records import ModelCard, read_toml
+from robustbench_bio.registry import unknown
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def data_folder(name: str) -> Path:
+    """Return the folder `models` (later also `attacks`, `leaderboards`), in a checkout or in an installed wheel."""
+    installed = _PACKAGE / "_data" / name
+    return installed if installed.is_dir() else _PACKAGE.parent / name
+
+
+def model_ids() -> list[str]:
+    """Return the ids of the zoo in alphabetical order."""
+    return sorted(path.stem for path in data_folder("models").glob("*.toml"))
+
+
+def genotype_names() -> list[str]:
+    """Return the names of the published genotypes in alphabetical order."""
+    return sorted(path.stem for path in (data_folder("models") / "genotypes").glob("*.toml"))
+
+
+def card(model: str) -> ModelCard:
+    """Return the card of a zoo model, or of a card file.
+
+    Args:
+        model: an id of the zoo, or a path that ends in .toml.
+
+    Raises:
+        UserError: no such model, or a card that is not valid.
+    """
+    if model.endswith(".toml"):
+        return read_toml(ModelCard, Path(model))
+    if model not in model_ids():
+        raise UserError(unknown("model", model, model_ids()))
+    found = read_toml(ModelCard, data_folder("models") / f"{model}.toml")
+    if found.id != model:
+        raise UserError(f"models/{model}.toml: field 'id': expected the file's name {model!r}, got {found.id!r}")
+    return found
+
+
+def weights_path(model: str, file: str) -> Path:
+    """Return where the weights of a card lie: beside a card file, or in the zoo's folder `weights`."""
+    if model.endswith(".toml"):
+        return Path(model).parent / file
+    return data_folder("models") / "weights" / file
+
+
+def genotype(name: str) -> Genotype:
+    """Return a published genotype by name, or one from a path that ends in .toml.
+
+    Raises:
+        UserError: no such genotype, or one that is not valid.
+    """
+    if name.endswith(".toml"):
+        return Genotype.read(Path(name))
+    if name not in genotype_names():
+        raise UserError(unknown("genotype", name, genotype_names()))
+    return Genotype.read(data_folder("models") / "genotypes" / f"{name}.toml")

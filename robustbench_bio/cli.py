@@ -1,0 +1,247 @@
+"""The command `biorobust`: parse, call one function, print. The only place that prints."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from robustbench_bio import __version__
+from robustbench_bio.errors import UserError
+
+app = typer.Typer(
+    name="biorobust",
+    help="How robust networks trained with brain-like learning rules really are.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# The base of all complaints about arguments, whether typer carries its own click or imports it.
+_USAGE: Any = typer.BadParameter.__mro__[2]
+
+out = Console()
+err = Console(stderr=True)
+
+
+class Gradient(StrEnum):
+    """Which gradient an attack follows."""
+
+    exact = "exact"
+    rule = "rule"
+    both = "both"
+
+
+class Kind(StrEnum):
+    """What `list` can list."""
+
+    models = "models"
+    attacks = "attacks"
+    rules = "rules"
+    datasets = "datasets"
+    genotypes = "genotypes"
+    networks = "networks"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of data sets [default: $BIOROBUST_DATA].")]
+DataFile = Annotated[Path | None, typer.Option(help="An .npz (MedMNIST keys) that stands in for the data set.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """How robust networks trained with brain-like learning rules really are."""
+    if version:
+        out.print(f"biorobust {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command("eval")
+def eval_command(
+    model: Annotated[str, typer.Option(help="Id of the zoo, or path of a card that ends in .toml.")],
+    attack: Annotated[str, typer.Option(help="Name of an attack; see `biorobust list attacks`.")] = "pgd",
+    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.")] = "linf",
+    eps: Annotated[str, typer.Option(help="Radius in input units, several with commas: 4/255,8/255.")] = "8/255",
+    steps: Annotated[int | None, typer.Option(help="Steps of the attack.")] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--set", help="Attack parameter as name=value; repeatable.")
+    ] = None,
+    gradient: Annotated[
+        Gradient | None,
+        typer.Option(help="Gradient to attack with [default: both if the network has rules]."),
+    ] = None,
+    n_examples: Annotated[int | None, typer.Option(help="First N examples of the test split [default: all].")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples attacked together.")] = 256,
+    precision: Annotated[str, typer.Option(help="Of gradient passes: auto, float32 or bfloat16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the attack's random draws.")] = 0,
+    device: Device = "auto",
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Folder of results [default: $BIOROBUST_HOME/results].")
+    ] = None,
+    data_root: DataRoot = None,
+    data_file: DataFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Attack a network and print how much of its accuracy is left."""
+    from robustbench_bio import report
+    from robustbench_bio.campaign import eval_model
+
+    with _bar("attacking") as progress:
+        results = eval_model(
+            model,
+            attack=attack,
+            dataset=dataset,
+            norm=norm,
+            eps=eps,
+            params=_params(param, steps),
+            gradient=None if gradient is None else gradient.value,
+            n_examples=n_examples,
+            batch_size=batch_size,
+            precision=precision,
+            seed=seed,
+            device=device,
+            out=out_dir,
+            data_root=data_root,
+            data_file=data_file,
+            progress=progress,
+        )
+    _show(as_json, report.eval_document(results), report.eval_table(results))
+
+
+@app.command()
+def train(
+    model: Annotated[
+        str | None, typer.Option(help="Card to train: id of the zoo, or a path that ends in .toml.")
+    ] = None,
+    genotype: Annotated[str | None, typer.Option(help="Train these cells instead: name, or a path to TOML.")] = None,
+    rule: Annotated[str | None, typer.Option(help="Rules of the layers: usf, genotype, random:3, 'layer*=fa'.")] = None,
+    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    name: Annotated[str | None, typer.Option("--id", help="Id of the new card.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="recipe.lr=0.1, net.channels=16, …; repeatable.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs, instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, instead of the card's.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after this time; the same call continues.")] = None,
+    device: Device = "auto",
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder of the run [default: runs/ID-DATASET].")] = None,
+    to_zoo: Annotated[bool, typer.Option("--to-zoo", help="Also write card and weights into the zoo.")] = False,
+    data_root: DataRoot = None,
+    data_file: DataFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a network by its rules; continue where an interrupted run stopped."""
+    from robustbench_bio import catalog, recipes, runs
+    from robustbench_bio.campaign import pick_device
+
+    card = recipes.prepare(
+        model=model, genotype=genotype, rule=rule, dataset=dataset, name=name, seed=seed,
+        changes=[*(change or []), *([f"recipe.epochs={epochs}"] if epochs else [])],
+    )  # fmt: skip
+    folder = out_dir or Path("runs") / f"{card.id}-{Path(dataset).stem}"
+    with _bar("training") as progress:
+        run = runs.train_card(
+            card,
+            dataset,
+            folder,
+            data_root=data_root,
+            data_file=data_file,
+            max_minutes=max_minutes,
+            device=pick_device(device),
+            zoo_folder=catalog.data_folder("models") if to_zoo else None,
+            progress=progress,
+        )
+    _show(as_json, runs.document(run), runs.table(run))
+
+
+@app.command("list")
+def list_command(kind: Kind, as_json: AsJson = False) -> None:
+    """List models, attacks, rules, data sets, genotypes or networks."""
+    from robustbench_bio import describe
+
+    rows = describe.listing(kind.value)
+    table = Table(title=kind.value)
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    for name, line in rows.items():
+        table.add_row(name, line)
+    _show(as_json, {kind.value: rows}, table)
+
+
+@app.command()
+def show(
+    name: str,
+    dataset: Annotated[str, typer.Option(help="Which of a model's networks.")] = "digits",
+    as_json: AsJson = False,
+) -> None:
+    """Show one model, attack, rule, data set, genotype or network."""
+    from robustbench_bio import describe
+
+    facts = describe.facts(name, dataset)
+    table = Table(title=name, show_header=False)
+    table.add_column("field", no_wrap=True)
+    table.add_column("value")
+    for field, value in facts.items():
+        table.add_row(field, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    _show(as_json, facts, table)
+
+
+def _params(pairs: Sequence[str] | None, steps: int | None) -> dict[str, Any]:
+    from robustbench_bio.recipes import parse_pairs
+
+    found = parse_pairs(pairs or [])
+    return found if steps is None else found | {"steps": steps}
+
+
+def _show(as_json: bool, document: dict[str, Any], table: Table) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
+    else:
+        out.print(table)
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a progress bar with an estimate on stderr while the block runs, if somebody is there to look."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[line]}"))  # fmt: skip
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(what, total=None, line="")
+        yield lambda done, total, line: bar.update(task, completed=done, total=total, line=line)
+
+
+def main() -> None:
+    """Run the command; the user's mistake is one line on stderr and exit status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except _USAGE as error:
+        _fail(error.format_message())
+    except (typer.Abort, KeyboardInterrupt):
+        err.print("stopped; finished batches are kept, the same command continues", highlight=False)
+        sys.exit(130)
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.exit(2)

@@ -1,0 +1,67 @@
+"""Images with labels: open a data set by name or by file, load a split of it."""
+
+import os
+from pathlib import Path
+
+from robustbench_bio.datasets.base import DATASETS, SPLITS, Dataset, Examples, Split
+from robustbench_bio.datasets.npz import open_npz
+from robustbench_bio.errors import UserError
+from robustbench_bio.registry import unknown
+
+__all__ = ["DATASETS", "SPLITS", "Dataset", "Examples", "Split", "default_root", "load_data", "open_dataset"]
+
+
+def default_root() -> Path:
+    """Return the folder of data: $BIOROBUST_DATA, else $BIOROBUST_HOME/data, else ~/.cache/biorobust/data."""
+    if data := os.environ.get("BIOROBUST_DATA"):
+        return Path(data).expanduser()
+    home = os.environ.get("BIOROBUST_HOME") or "~/.cache/biorobust"
+    return Path(home).expanduser() / "data"
+
+
+def open_dataset(name: str, data_file: str | Path | None = None) -> Dataset:
+    """Return a data set by name, or the one in an .npz file; reads no images yet.
+
+    Args:
+        name: a registered name, or a path that ends in .npz (see `npz.NpzDataset`).
+        data_file: an .npz file whose images stand in for those of the named data set.
+
+    Raises:
+        UserError: unknown name, no such file, or two files.
+    """
+    if name.endswith(".npz"):
+        if data_file is not None:
+            raise UserError(f"expected one file, got {name} and {data_file}: leave one out")
+        return open_npz(Path(name).expanduser())
+    named = DATASETS.get(name)()
+    return named if data_file is None else open_npz(Path(data_file).expanduser(), name, named)
+
+
+def load_data(
+    dataset: str = "digits",
+    split: str = "test",
+    n_examples: int | None = None,
+    *,
+    data_root: str | Path | None = None,
+    data_file: str | Path | None = None,
+) -> Examples:
+    """Return the first `n_examples` of a split: uint8 [N, C, H, W] with labels and ids.
+
+    Args:
+        dataset: a registered name, or a path that ends in .npz.
+        split: "train" or "test".
+        n_examples: how many (all by default); imagenet spreads them over its classes.
+        data_root: folder of downloaded data, `default_root()` by default.
+        data_file: an .npz file whose images stand in for those of the named data set.
+
+    Raises:
+        UserError: an unknown name or split, a number of examples that is not there, or missing data.
+    """
+    source = open_dataset(dataset, data_file)
+    known = {known: known for known in SPLITS}
+    if split not in known:
+        raise UserError(unknown("split", split, list(SPLITS)))
+    if n_examples is not None and n_examples < 1:  # before a download, not after it
+        raise UserError(f"expected n_examples >= 1, got {n_examples}")
+    root = default_root() if data_root is None else Path(data_root).expanduser()
+    return source.load(known[split], root, n_examples)

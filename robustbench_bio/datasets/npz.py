@@ -1,0 +1,203 @@
+"""Any images in an .npz file with the key names of MedMNIST."""
+
+import contextlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
+
+from robustbench_bio.datasets.base import SPLITS, Dataset, Examples, Split, count
+from robustbench_bio.errors import UserError
+
+_BROKEN = (ValueError, OSError, EOFError, NotImplementedError, MemoryError, zlib.error, zipfile.BadZipFile)
+
+
+@final
+class NpzDataset(Dataset):
+    """The images of one file, as a data set of its own.
+
+    The file holds `train_images`, `train_labels`, `test_images`, `test_labels` (one split may be absent,
+    other arrays are ignored): images uint8 [N, H, W] or [N, H, W, C], labels integer [N] or [N, 1]. Nothing
+    is unpickled, and only the arrays of the split asked for are read.
+
+    There are max label + 1 classes over both splits, named "0", "1", …. Shape, mean and std are those of the
+    train split, or of the test split if there is no other; a channel of one colour gets std 1. No
+    augmentation is known to keep the labels.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: there is no such file, or it is no .npz file with a split.
+    """
+
+    licence = "not stated in the file"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _opened(path) as arrays:
+            self.splits = [split for split in SPLITS if f"{split}_images" in arrays.files]
+            if not self.splits:
+                raise UserError(_missing(path, "test", arrays))
+
+    # Computed on first use: each reads arrays that an evaluation may not need.
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the labels of both splits."""
+        with _opened(self.path) as arrays:
+            highest = max(int(_labels(self.path, arrays, split).max()) for split in self.splits)
+        return tuple(str(label) for label in range(highest + 1))
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """(C, H, W) of one image."""
+        return self._statistics[0]
+
+    @cached_property
+    def mean(self) -> tuple[float, ...]:  # type: ignore[override]
+        """Mean per channel in input units [0, 1]."""
+        return self._statistics[1]
+
+    @cached_property
+    def std(self) -> tuple[float, ...]:  # type: ignore[override]
+        """Standard deviation per channel in input units."""
+        return self._statistics[2]
+
+    @cached_property
+    def _statistics(self) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
+        with _opened(self.path) as arrays:
+            x = _images(self.path, arrays, self.splits[0])
+        n, c, h, w = x.shape
+        levels = np.arange(256) / 255
+        counts = np.zeros((c, 256), np.int64)
+        for start in range(0, n, 256):  # blocks that stay in the cache: four times as fast
+            for channel in range(c):
+                pixels = x[start : start + 256, channel].ravel()
+                counts[channel] += np.bincount(pixels, minlength=256)
+        shares = counts / (n * h * w)
+        mean = shares @ levels
+        std = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(1))
+        return (c, h, w), tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+
+    def load(self, split: Split, root: Path, n_examples: int | None = None) -> Examples:
+        """Return the first `n_examples` of a split; `root` is not used.
+
+        Raises:
+            UserError: the file has no such split, or its arrays are not images and labels.
+        """
+        del root
+        with _opened(self.path) as arrays:
+            y = _labels(self.path, arrays, split)
+            x = _images(self.path, arrays, split)
+        if len(x) != len(y):
+            raise UserError(f"expected one label per image in {self.path}, got {len(x)} images and {len(y)} labels")
+        n = count(n_examples, len(y))
+        return Examples(np.ascontiguousarray(x[:n]), y[:n], np.arange(n))
+
+
+@final
+class NpzStandIn(Dataset):
+    """The images of one file in place of a named data set, with its shape, classes and statistics.
+
+    Args:
+        path: the file, see `NpzDataset`.
+        name: what the data set is called.
+        named: the data set.
+    """
+
+    def __init__(self, path: Path, name: str, named: Dataset) -> None:
+        self._file = NpzDataset(path)
+        self._name = name
+        self.classes = named.classes
+        self.shape = named.shape
+        self.mean = named.mean
+        self.std = named.std
+        self.licence = named.licence
+        self.augmentation = named.augmentation
+
+    def load(self, split: Split, root: Path, n_examples: int | None = None) -> Examples:
+        """Return the first `n_examples` of a split; `root` is not used.
+
+        Raises:
+            UserError: the file has no such split, or its shape or labels cannot be those of the named set.
+        """
+        examples = self._file.load(split, root, n_examples)
+        shape, highest = examples.x.shape[1:], int(examples.y.max())
+        place = f"in the {split} split of {self._file.path}"
+        remedy = f"give a file with images of {self._name}, or use this one by its own path as the dataset"
+        if shape != self.shape:
+            raise UserError(f"{self._name} expects images of shape {self.shape}, got {shape} {place}: {remedy}")
+        if highest >= len(self.classes):
+            top = len(self.classes) - 1
+            raise UserError(f"{self._name} expects labels in 0..{top}, got {highest} {place}: {remedy}")
+        return examples
+
+
+def open_npz(path: Path, name: str | None = None, named: Dataset | None = None) -> Dataset:
+    """Return the data set of a file, standing alone or in place of the data set `named`, called `name`.
+
+    Raises:
+        UserError: there is no such file, or it is no .npz file with a split.
+    """
+    if named is None or name is None:
+        return NpzDataset(path)
+    return NpzStandIn(path, name, named)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[NpzFile]:
+    """Open the file for lazy reading; whatever it is not becomes a `UserError`."""
+    if not path.is_file():
+        raise UserError(f"expected an .npz file, got {path}, which is not there: check the path")
+    try:
+        arrays = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, NpzFile):
+            raise ValueError("a single array")  # noqa: TRY004  (of the file, not of an argument)
+        with arrays:
+            yield arrays
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"expected {path} to be an .npz file of plain arrays, got: {reason}: write it anew") from error
+
+
+def _missing(path: Path, split: Split, arrays: NpzFile) -> str:
+    return (
+        f"expected {split}_images and {split}_labels in {path}, found {', '.join(arrays.files) or 'nothing'}"
+        ": name the arrays as MedMNIST does, or ask for the other split"
+    )
+
+
+def _images(path: Path, arrays: NpzFile, split: Split) -> NDArray[np.uint8]:
+    """Return x [N, C, H, W] of one split."""
+    x = _member(path, arrays, split, "images")
+    if x.dtype != np.uint8 or x.ndim not in {3, 4} or (x.ndim == 4 and x.shape[3] > 4) or x.size == 0:
+        raise UserError(
+            f"expected {split}_images in {path} as uint8 [N, H, W] or [N, H, W, C] with at most 4 channels, "
+            f"got {x.dtype} {list(x.shape)}: store pixels as 0..255 with the channels last"
+        )
+    return x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
+
+
+def _labels(path: Path, arrays: NpzFile, split: Split) -> NDArray[np.int64]:
+    """Return y [N] of one split."""
+    y = _member(path, arrays, split, "labels")
+    if y.dtype.kind not in "iu" or y.ndim == 0 or y.shape[1:] not in {(), (1,)} or y.size == 0 or y.min() < 0:
+        raise UserError(
+            f"expected {split}_labels in {path} as integers >= 0 of shape [N] or [N, 1], got {y.dtype} "
+            f"{list(y.shape)}: give one class number per image"
+        )
+    return y.reshape(-1).astype(np.int64)
+
+
+def _member(path: Path, arrays: NpzFile, split: Split, part: str) -> NDArray[Any]:
+    if f"{split}_{part}" not in arrays.files:
+        raise UserError(_missing(path, split, arrays))
+    array: NDArray[Any] = arrays[f"{split}_{part}"]
+    return array

@@ -1,0 +1,91 @@
+"""What a network costs: trainable weights and multiply-accumulates, in all and under each rule."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_bio.nets.base import weight_layers
+
+
+def parameters(model: nn.Module) -> int:
+    """Return the number of trainable weights, feedback matrices not among them."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
+    """Count the multiply-accumulates of each Conv2d and Linear layer for one input in eval mode.
+
+    Biases, norms and pools are not counted. One image of zeros passes through the model, whose mode, weights
+    and buffers stay as they are.
+
+    Args:
+        model: any module with weights that takes one [1, *shape] tensor.
+        shape: of one input, without the batch axis.
+
+    Returns:
+        Layer name → count; 0 for a layer that does not run in eval mode.
+    """
+    layers = weight_layers(model)
+    counts = dict.fromkeys(layers, 0)
+
+    def counter(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def count(layer: nn.Module, args: object, out: Tensor) -> None:
+            del args
+            assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101  (hooked on these only)
+            counts[name] += out.numel() * math.prod(layer.weight.shape[1:])
+
+        return count
+
+    weight = next(model.parameters())
+    modes = [(module, module.training) for module in model.modules()]
+    hooks = [layer.register_forward_hook(counter(name)) for name, layer in layers.items()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            model(torch.zeros((1, *shape), dtype=weight.dtype, device=weight.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return counts
+
+
+class Share(NamedTuple):
+    """What of a network is under one rule.
+
+    Attributes:
+        layers: number of Conv2d and Linear layers.
+        weights: trainable weights of these layers; for bp also all others, such as those of norms.
+        macs: multiply-accumulates of these layers for one input.
+    """
+
+    layers: int
+    weights: int
+    macs: int
+
+
+def shares(model: nn.Module, assignment: Mapping[str, str], shape: Sequence[int]) -> dict[str, Share]:
+    """Split a network's cost by rule; weights add up to `parameters`, MACs to the sum of `macs`.
+
+    Args:
+        model: the network.
+        assignment: layer name → rule; layers that are not named are under bp.
+        shape: of one input, without the batch axis.
+
+    Returns:
+        Rule → share, bp first, then in alphabetical order.
+    """
+    cost = macs(model, shape)
+    layers = weight_layers(model)
+    rules = {name: assignment.get(name, "bp") for name in layers}
+    found = {}
+    for rule in ["bp", *sorted(set(rules.values()) - {"bp"})]:
+        mine = [name for name in layers if rules[name] == rule]
+        found[rule] = Share(len(mine), sum(parameters(layers[name]) for name in mine), sum(cost[name] for name in mine))
+    rest = parameters(model) - sum(share.weights for share in found.values())
+    found["bp"] = found["bp"]._replace(weights=found["bp"].weights + rest)
+    return found

@@ -1,0 +1,126 @@
+"""The operations of cell networks, as in DARTS (Liu et al. 2019), with plain layers that know no rule."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustbench_bio.registry import unknown
+
+
+def named(**parts: nn.Module) -> nn.Sequential:
+    """Return the modules in sequence under their keywords."""
+    return nn.Sequential(OrderedDict(parts))
+
+
+def norm(channels: int, affine: bool) -> nn.BatchNorm2d:
+    """Return batch norm; searches use it without scale and shift (`affine` False)."""
+    return nn.BatchNorm2d(channels, affine=affine)
+
+
+def pointwise(c_in: int, c_out: int, affine: bool = True) -> nn.Sequential:
+    """ReLU → 1×1 convolution → batch norm: [N, c_in, H, W] → [N, c_out, H, W]."""
+    return named(relu=nn.ReLU(), conv=nn.Conv2d(c_in, c_out, 1, bias=False), norm=norm(c_out, affine))
+
+
+def separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> nn.Sequential:
+    """ReLU → depthwise k×k → pointwise 1×1 → batch norm; the size changes by the stride only."""
+    padding = dilation * (kernel // 2)
+    depthwise = nn.Conv2d(channels, channels, kernel, stride, padding, dilation=dilation, groups=channels, bias=False)
+    mix = nn.Conv2d(channels, channels, 1, bias=False)
+    return named(relu=nn.ReLU(), depthwise=depthwise, pointwise=mix, norm=norm(channels, affine))
+
+
+def twice_separable(channels: int, kernel: int, stride: int, affine: bool) -> nn.Sequential:
+    """Two separable convolutions in a row, the first one with the stride."""
+    first = separable(channels, kernel, stride, 1, affine)
+    return named(first=first, second=separable(channels, kernel, 1, 1, affine))
+
+
+def row_then_column(channels: int, stride: int, affine: bool) -> nn.Sequential:
+    """ReLU → 1×7 convolution → 7×1 convolution → batch norm, each with the stride along its own axis."""
+    row = nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False)
+    column = nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False)
+    return named(relu=nn.ReLU(), row=row, column=column, norm=norm(channels, affine))
+
+
+class FactorizedReduce(nn.Module):
+    """Half the resolution by two 1×1 convolutions of stride 2 that see different pixels.
+
+    ReLU → concat[conv0(x), conv1(x shifted by one pixel)] → batch norm:
+    [N, c_in, H, W] → [N, c_out, ⌈H/2⌉, ⌈W/2⌉].
+    Sides of odd length, where the released code fails, are padded with zeros at the far edge for conv1.
+    """
+
+    def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.conv0 = nn.Conv2d(c_in, c_out // 2, 1, 2, bias=False)
+        self.conv1 = nn.Conv2d(c_in, c_out - c_out // 2, 1, 2, bias=False)
+        self.norm = norm(c_out, affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)
+        height, width = x.shape[2:]
+        shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
+        return self.norm(torch.cat([self.conv0(x), self.conv1(shifted)], 1))  # type: ignore[no-any-return]
+
+
+class Zero(nn.Module):
+    """No connection: zeros of the size that a layer of that stride would give."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :: self.stride, :: self.stride] * 0
+
+
+def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
+
+
+Builder = Callable[[int, int, bool], nn.Module]
+
+_BUILDERS: dict[str, Builder] = {
+    "none": lambda _, s, __: Zero(s),
+    "max_pool_3x3": lambda _, s, __: nn.MaxPool2d(3, s, 1),
+    "avg_pool_3x3": lambda _, s, __: nn.AvgPool2d(3, s, 1, count_include_pad=False),
+    "skip_connect": _skip,
+    "sep_conv_3x3": lambda c, s, a: twice_separable(c, 3, s, a),
+    "sep_conv_5x5": lambda c, s, a: twice_separable(c, 5, s, a),
+    "sep_conv_7x7": lambda c, s, a: twice_separable(c, 7, s, a),
+    "dil_conv_3x3": lambda c, s, a: separable(c, 3, s, 2, a),
+    "dil_conv_5x5": lambda c, s, a: separable(c, 5, s, 2, a),
+    "conv_7x1_1x7": row_then_column,
+}
+
+
+def operation(name: str, channels: int, stride: int, affine: bool = True) -> nn.Module:
+    """Build an operation: [N, C, H, W] → [N, C, ⌈H/stride⌉, ⌈W/stride⌉].
+
+    Args:
+        name: without a rule's suffix, such as "sep_conv_3x3"; "skip_connect" of stride 1 is `nn.Identity`.
+        channels: C, the same before and after.
+        stride: 1 or 2.
+        affine: whether batch norm has a scale and shift. Pools have no batch norm; a supernet adds its own.
+
+    Raises:
+        KeyError: no such operation; names from a checked `Genotype` always exist.
+    """
+    if name not in _BUILDERS:
+        raise KeyError(unknown("operation", name, _BUILDERS))
+    return _BUILDERS[name](channels, stride, affine)
+
+
+def drop_path(x: Tensor, probability: float) -> Tensor:
+    """Zero whole examples of x [N, ...] with a probability in [0, 1), and scale the others by 1/(1 − it).
+
+    Draws from torch's default generator; who trains forks and seeds it.
+    """
+    keep = 1 - probability
+    mask = torch.empty((len(x), *([1] * (x.ndim - 1))), dtype=x.dtype, device=x.device).bernoulli_(keep)
+    return x * mask / keep

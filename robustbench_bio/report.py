@@ -1,0 +1,125 @@
+"""Tables and plots of results and trainings. Makes them; the command line prints them."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from robustbench_bio.records import Result, format_eps
+from robustbench_bio.stats import wilson, worst_case
+from robustbench_bio.store import write_atomically
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as a percentage with one decimal."""
+    return f"{100 * fraction:.1f}"
+
+
+def eval_table(results: Sequence[Result]) -> Table:
+    """Return one row per result, the two gradients of one attack beside each other, and the gap between them."""
+    first = results[0]
+    table = Table(
+        title=f"{first.spec.model} on {first.spec.dataset} ({first.spec.split}, n = {first.n}), "
+        f"clean accuracy {percent(first.clean_accuracy)} %",
+        caption="robust accuracy in %, Wilson 95 % interval; gap = rule minus exact; * = answered from the store",
+    )
+    for name in ("attack", "norm", "eps", "gradient"):
+        table.add_column(name)
+    for name in ("robust %", "95 % interval", "gap", "success %", "queries", "seconds"):
+        table.add_column(name, justify="right")
+    exact = {_cell(r): r.robust_accuracy for r in results if r.spec.gradient == "exact"}
+    for result in results:
+        low, high = result.ci95
+        twin = exact.get(_cell(result))
+        gap = (
+            f"{100 * (result.robust_accuracy - twin):+.1f}"
+            if twin is not None and result.spec.gradient == "rule"
+            else ""
+        )
+        success = result.success_rate
+        table.add_row(
+            result.spec.attack,
+            result.spec.norm,
+            format_eps(result.spec.eps, result.spec.norm),
+            result.spec.gradient,
+            percent(result.robust_accuracy),
+            f"[{percent(low)}, {percent(high)}]",
+            gap,
+            "–" if success is None else percent(success),
+            f"{result.queries_mean:.1f}",
+            f"{result.provenance.seconds:.1f}{'*' if result.from_store else ''}",
+        )
+    for (norm, eps), correct in worst_case(results).items():
+        low, high = wilson(sum(correct), len(correct))
+        table.add_row(
+            "[bold]worst case[/bold]", norm, format_eps(eps, norm), "",
+            f"[bold]{percent(sum(correct) / len(correct))}[/bold]", f"[{percent(low)}, {percent(high)}]",
+        )  # fmt: skip
+    return table
+
+
+def _cell(result: Result) -> tuple[str, str, str, float]:
+    return result.spec.attack, result.spec.backend, result.spec.norm, result.spec.eps
+
+
+def eval_document(results: Sequence[Result]) -> dict[str, Any]:
+    """Return the JSON document of `biorobust eval --json`; accuracies are fractions."""
+    first = results[0]
+    worst = [
+        {
+            "norm": norm,
+            "eps": eps,
+            "robust_accuracy": sum(correct) / len(correct),
+            "ci95": list(wilson(sum(correct), len(correct))),
+        }
+        for (norm, eps), correct in worst_case(results).items()
+    ]
+    return {
+        "model": first.spec.model,
+        "dataset": first.spec.dataset,
+        "n": first.n,
+        "clean_accuracy": first.clean_accuracy,
+        "results": [result.summary() for result in results],
+        "worst_case": worst[0] if len(worst) == 1 else {"by_eps": worst},
+        "verdict": None,
+    }
+
+
+def write_history(history: Sequence[dict[str, float]], folder: Path) -> None:
+    """Write a training's history as history.csv, history.png and history.svg; nothing for an empty history."""
+    if not history:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(history[0]))
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(folder / "history.csv", text.getvalue().encode())
+    epochs = [row["epoch"] for row in history]
+    figure, (loss, accuracy) = _figure(columns=2)
+    loss.plot(epochs, [row["train_loss"] for row in history], label="train")
+    loss.set(xlabel="epoch", ylabel="loss")
+    for name in ("train_accuracy", "val_accuracy"):
+        if name in history[0]:
+            accuracy.plot(epochs, [100 * row[name] for row in history], label=name.split("_")[0])
+    accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
+    accuracy.legend()
+    _write_figure(figure, folder / "history")
+
+
+def _figure(columns: int) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * columns, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns)
+
+
+def _write_figure(figure: Any, stem: Path) -> None:
+    for kind in ("png", "svg"):
+        data = io.BytesIO()
+        figure.savefig(data, format=kind, dpi=150)
+        write_atomically(stem.with_suffix(f".{kind}"), data.getvalue())

@@ -1,0 +1,115 @@
+"""The linear maps inside a layer and their adjoints, for convolutions and dense layers alike."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustbench_bio.rules.base import Layer
+
+
+class Geometry(ABC):
+    """Z = W x + b of one layer, and what flows back through it."""
+
+    @abstractmethod
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return Z."""
+
+    @abstractmethod
+    def to_input(self, g: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+        """Return δX for the gradient `g` at Z, sent through `matrix` (W for backpropagation)."""
+
+    @abstractmethod
+    def to_weight(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return dW for the gradient `g` at Z."""
+
+    @abstractmethod
+    def to_bias(self, g: Tensor) -> Tensor:
+        """Return db for the gradient `g` at Z."""
+
+    @abstractmethod
+    def spread(self, signal: Tensor, like: Tensor) -> Tensor:
+        """Give every position of `like` the per-unit `signal` [N, units]."""
+
+
+@dataclass(frozen=True)
+class Convolution(Geometry):
+    """x [N, Ci, H, W], weight [Co, Ci/groups, kh, kw]."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def to_input(self, g: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+        return self._adjoint(g, x, matrix, (True, False, False))[0]
+
+    def to_weight(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return self._adjoint(g, x, weight, (False, True, False))[1]
+
+    def to_bias(self, g: Tensor) -> Tensor:
+        return g.sum((0, 2, 3))
+
+    def spread(self, signal: Tensor, like: Tensor) -> Tensor:
+        return signal[:, :, None, None].expand_as(like).contiguous()
+
+    def _adjoint(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
+        out: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+            g, x, weight, None, self.stride, self.padding, self.dilation, False, (0, 0), self.groups, mask
+        )
+        return out
+
+
+@dataclass(frozen=True)
+class Dense(Geometry):
+    """x [..., I], weight [O, I]."""
+
+    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def to_input(self, g: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+        del x
+        return g @ matrix
+
+    def to_weight(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        del weight
+        return g.flatten(0, -2).T @ x.flatten(0, -2)
+
+    def to_bias(self, g: Tensor) -> Tensor:
+        return g.flatten(0, -2).sum(0)
+
+    def spread(self, signal: Tensor, like: Tensor) -> Tensor:
+        return signal.view(len(signal), *([1] * (like.ndim - 2)), -1).expand_as(like).contiguous()
+
+
+def unfolded(layer: Layer, x: Tensor) -> tuple[Geometry, Tensor]:
+    """Return the geometry of `layer` and the input it really sees, padded where symmetric zeros do not suffice."""
+    if isinstance(layer, nn.Linear):
+        return Dense(), x
+    padding = layer.padding
+    if layer.padding_mode != "zeros" or padding == "same":
+        before_after = layer._reversed_padding_repeated_twice
+        symmetric = before_after[0::2] == before_after[1::2]
+        if layer.padding_mode != "zeros":
+            x, padding = F.pad(x, before_after, mode=layer.padding_mode), (0, 0)
+        elif symmetric:
+            padding = (before_after[2], before_after[0])
+        else:
+            x, padding = F.pad(x, before_after), (0, 0)
+    elif padding == "valid":
+        padding = (0, 0)
+    assert not isinstance(padding, str)  # noqa: S101  (narrowing for the type checker)
+    return Convolution(layer.stride, padding, layer.dilation, layer.groups), x
+
+
+def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Cast floating tensors as autocast would for a matrix product, so that both passes see one dtype."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return (x, *others)
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return tuple(None if t is None else t.to(dtype) for t in (x, *others))

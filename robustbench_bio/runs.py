@@ -1,0 +1,133 @@
+"""A training run from a card: network, data, loop, and the folder that holds what came of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from robustbench_bio import report, zoo
+from robustbench_bio.datasets import load_data, open_dataset
+from robustbench_bio.errors import UserError
+from robustbench_bio.nets.base import Net
+from robustbench_bio.records import ModelCard, TrainedNet
+from robustbench_bio.store import write_atomically
+from robustbench_bio.train import Progress, Training, train
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run and what it left.
+
+    Attributes:
+        card: the card, with weights and hash once the training is finished.
+        net: the network, in eval mode.
+        training: history and selection.
+        folder: holds card, weights, history and checkpoint.
+    """
+
+    card: ModelCard
+    net: Net
+    training: Training
+    folder: Path
+
+
+def train_card(
+    card: ModelCard,
+    dataset: str,
+    folder: Path,
+    *,
+    data_root: Path | None = None,
+    data_file: Path | None = None,
+    max_minutes: float | None = None,
+    device: str = "cpu",
+    zoo_folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Train the network that a card describes for one data set.
+
+    Writes `checkpoint.safetensors`, `history.csv`, `history.png` and `history.svg` into the folder, and when the
+    recipe is finished `<id>.toml` and its weights, which `--model FOLDER/<id>.toml` then names.
+
+    Args:
+        card: must have an entry for the data set; its recipe and seed are followed.
+        dataset: name of a data set.
+        folder: the run's folder; a checkpoint in it is continued.
+        data_root: where data sets lie.
+        data_file: an .npz that stands in for the data set.
+        max_minutes: stop after this time; the next call continues.
+        device: where to train.
+        zoo_folder: also write card and weights into this `models` folder.
+        progress: called after every step.
+
+    Raises:
+        UserError: see `train` and `zoo.network`.
+    """
+    if dataset not in card.datasets:
+        raise UserError(f"card {card.id} has no entry for dataset {dataset!r}: add [datasets.{dataset}.recipe]")
+    entry = card.datasets[dataset]
+    write_atomically(folder / "card.toml", card.to_toml().encode())
+    net = zoo.network(card, entry, open_dataset(dataset, data_file))
+    examples = load_data(dataset, "train", data_root=data_root, data_file=data_file)
+    training = train(
+        net,
+        examples,
+        entry.recipe,
+        seed=entry.seed,
+        checkpoint=folder / "checkpoint.safetensors",
+        max_minutes=max_minutes,
+        device=device,
+        progress=progress,
+    )
+    report.write_history(training.history, folder)
+    if training.finished:
+        card = _save(card, dataset, entry, net, training, len(examples), folder, zoo_folder)
+    return Run(card, net, training, folder)
+
+
+def _save(
+    card: ModelCard,
+    dataset: str,
+    entry: TrainedNet,
+    net: Net,
+    training: Training,
+    n: int,
+    folder: Path,
+    zoo_folder: Path | None,
+) -> ModelCard:
+    trained_on = entry.trained_on or f"{dataset} train ({n:,} images)"
+    entry = entry.model_copy(update={"trained_on": trained_on, "val_accuracy": training.val_accuracy})
+    net.cpu()
+    if zoo_folder is not None:
+        zoo.save(card, dataset, entry, net, zoo_folder, zoo_folder / "weights")
+    return zoo.save(card, dataset, entry, net, folder, folder)
+
+
+def document(run: Run) -> dict[str, Any]:
+    """Return the JSON document of `biorobust train --json`."""
+    return {
+        "model": run.card.id,
+        "folder": str(run.folder),
+        "finished": run.training.finished,
+        "step": run.training.step,
+        "steps": run.training.steps,
+        "best_epoch": run.training.best_epoch,
+        "val_accuracy": run.training.val_accuracy,
+        "history": run.training.history,
+    }
+
+
+def table(run: Run) -> Table:
+    """Return what a person wants to know after a training."""
+    training = run.training
+    shown = Table(title=f"{run.card.id}, trained by {run.card.rule}", show_header=False)
+    shown.add_row("steps", f"{training.step} of {training.steps}")
+    if training.history:
+        shown.add_row("last train loss", f"{training.history[-1]['train_loss']:.4f}")
+    if training.val_accuracy is not None:
+        shown.add_row("held-out accuracy", f"{100 * training.val_accuracy:.1f} % (epoch {training.best_epoch})")
+    if training.finished:
+        shown.add_row("try it", f"biorobust eval --model {run.folder / run.card.id}.toml")
+    else:
+        shown.add_row("not finished", "the same command continues")
+    return shown

@@ -1,0 +1,140 @@
+"""From a model card to a network, and from a trained network to its card."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from robustbench_bio import catalog, nets, rules
+from robustbench_bio.datasets import open_dataset
+from robustbench_bio.datasets.base import Dataset
+from robustbench_bio.errors import UserError
+from robustbench_bio.nets.base import Inputs, Net
+from robustbench_bio.records import ModelCard, TrainedNet
+from robustbench_bio.registry import unknown
+from robustbench_bio.rules import RuleOptions
+from robustbench_bio.store import write_atomically
+
+
+def load_model(model: str, dataset: str = "digits", *, device: str = "cpu", data_file: Path | None = None) -> Net:
+    """Return a network of the zoo with its trained weights, in eval mode.
+
+    It takes x [N, C, H, W] in [0, 1], remembers its learning rules in `rules`, and differentiates exactly.
+
+    Args:
+        model: id of the zoo, or path of a card that ends in .toml (weights beside it).
+        dataset: which of the card's networks.
+        device: where the parameters shall be.
+        data_file: an .npz that stands in for a data set without a name of its own.
+
+    Raises:
+        UserError: unknown model, nothing trained for this data set, weights missing, damaged or of another shape.
+    """
+    card = catalog.card(model)
+    if dataset not in card.datasets:
+        trained = ", ".join(sorted(card.datasets)) or "none"
+        raise UserError(f"model {card.id} has no weights for dataset {dataset!r}, only for {trained}: train it first")
+    entry = card.datasets[dataset]
+    if entry.weights is None or entry.weights_sha256 is None:
+        raise UserError(f"model {card.id} has a recipe for {dataset} but no weights yet: run biorobust train")
+    net = network(card, entry, open_dataset(dataset, data_file))
+    load_weights(net, catalog.weights_path(model, entry.weights), entry.weights_sha256)
+    return net.eval().to(device)
+
+
+def network(card: ModelCard, entry: TrainedNet, dataset: Dataset) -> Net:
+    """Return the untrained network of a card, its rules attached, its weights drawn from the entry's seed."""
+    params: dict[str, Any] = {**card.net, **entry.net}
+    name = str(params.pop("name", ""))
+    if "genotype" in params:
+        params["genotype"] = catalog.genotype(str(params["genotype"]))
+    inputs = Inputs(dataset.shape, len(dataset.classes), dataset.mean, dataset.std)
+    net = nets.build(name, inputs, seed=entry.seed, **params)
+    options = rule_options(card)
+    rules.attach(net, card.rule, seed=entry.seed, options=options)
+    if entry.recipe.init != "network":
+        rules.initialise(net, options, entry.seed, which="all" if entry.recipe.init == "one-law" else "ruled")
+    described = {"net": {**card.net, **entry.net}, "rule": card.rule, "options": card.rule_options}
+    net.description = json.dumps(described, sort_keys=True)
+    # The order of memory that CPU and GPU kernels prefer; values and shapes are the same.
+    return net.to(memory_format=torch.channels_last)
+
+
+def rule_options(card: ModelCard) -> RuleOptions:
+    """Return the switches of a card's rules.
+
+    Raises:
+        UserError: a switch that does not exist.
+    """
+    known = list(RuleOptions.__dataclass_fields__)
+    for name in card.rule_options:
+        if name not in known:
+            raise UserError(f"card {card.id}: {unknown('field of rule_options', name, known)}")
+    return RuleOptions(**card.rule_options)  # type: ignore[arg-type]
+
+
+def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:
+    """Fill a network from a safetensors file, after checking what the file is.
+
+    Raises:
+        UserError: no such file, another format, another hash, other names or shapes, NaN or infinity.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read weights {path}: {error.strerror}") from None
+    if data[:2] in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}:
+        raise UserError(f"expected safetensors in {path}, got a pickle, which could run code: convert it first")
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise UserError(f"weights {path} have sha256 {found[:12]}…, the card says {sha256[:12]}…: not the same file")
+    try:
+        tensors = load_safetensors(data)
+    except SafetensorError as error:
+        raise UserError(f"expected safetensors in {path}, got something else ({error})") from None
+    own = net.state_dict()
+    for name in [*own, *tensors]:
+        if name not in tensors or name not in own:
+            side = "lacks" if name in own else "has an extra"
+            raise UserError(f"weights {path} do not fit the network: the file {side} {name!r}")
+        if own[name].shape != tensors[name].shape:
+            got, expected = tuple(tensors[name].shape), tuple(own[name].shape)
+            raise UserError(f"weights {path} do not fit the network: expected {name!r} {expected}, got {got}")
+        if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
+            raise UserError(f"weights {path} hold NaN or infinity in {name!r}")
+    net.load_state_dict({name: tensors[name].to(own[name].dtype) for name in own})
+
+
+def packed(net: Net) -> bytes:
+    """Return weights, buffers and feedback as safetensors, floats as float16, counters as they are."""
+
+    def half(tensor: Tensor) -> Tensor:
+        return (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
+
+    return save_safetensors({name: half(tensor) for name, tensor in net.state_dict().items()})
+
+
+def save(card: ModelCard, dataset: str, entry: TrainedNet, net: Net, folder: Path, weights_folder: Path) -> ModelCard:
+    """Write a trained network's weights, then the card that names their hash; return that card.
+
+    Args:
+        card: the card to extend.
+        dataset: data set that the network was trained on.
+        entry: seed, recipe and training summary; weights and hash are filled in.
+        net: the trained network.
+        folder: where `<id>.toml` goes.
+        weights_folder: where `<id>-<dataset>.safetensors` goes.
+    """
+    data = packed(net)
+    name = f"{card.id}-{dataset}.safetensors"
+    write_atomically(weights_folder / name, data)
+    entry = entry.model_copy(update={"weights": name, "weights_sha256": hashlib.sha256(data).hexdigest()})
+    card = card.model_copy(update={"datasets": {**card.datasets, dataset: entry}})
+    write_atomically(folder / f"{card.id}.toml", card.to_toml().encode())
+    return card

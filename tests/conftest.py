@@ -1,0 +1,42 @@
+"""Fixtures for real data, which some machines lack, and a home of its own for every test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep results and data of the person who runs the tests out of them, and them out of the tests."""
+    monkeypatch.setenv("BIOROBUST_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.delenv("BIOROBUST_DATA", raising=False)
+
+
+@pytest.fixture
+def global_rng_untouched() -> Iterator[None]:
+    """Fail a test whose subject draws from torch's global generator."""
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(before, torch.random.get_rng_state()), "the global random state was touched"
+
+
+@pytest.fixture(scope="session")
+def cifar10_npz() -> Path:
+    """CIFAR-10 with MedMNIST key names: 846 exact test images; skipped where the shared data is absent."""
+    packed = SHARED / "cifar10" / "exact.npz"
+    if not packed.exists():
+        pytest.skip("the shared CIFAR-10 data is not here")
+    return packed
+
+
+@pytest.fixture(scope="session")
+def reference_resnet20() -> Path:
+    """Weights of a ResNet-20 trained by others on the official CIFAR-10."""
+    path = SHARED / "reference" / "resnet20-cifar10.safetensors"
+    if not path.exists():
+        pytest.skip("the shared reference network is not here")
+    return path
