@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustbench_bio.api import load_data
     from robustbench_bio.errors import UserError
-    from robustbench_bio.evaluate import evaluate
+    from robustbench_bio.evaluation import evaluate
     from robustbench_bio.store import Store
     from robustbench_bio.zoo import load_model
 
@@ -25,7 +25,7 @@ __all__ = ["Store", "UserError", "__version__", "evaluate", "load_data", "load_m
 _WHERE = {
     "Store": "store",
     "UserError": "errors",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load_data": "api",
     "load_model": "zoo",
 }

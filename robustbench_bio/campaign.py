@@ -11,7 +11,7 @@ from robustbench_bio.api import tensors
 from robustbench_bio.attacks import make, rules_of
 from robustbench_bio.datasets import load_data
 from robustbench_bio.errors import UserError
-from robustbench_bio.evaluate import evaluate
+from robustbench_bio.evaluation import evaluate
 from robustbench_bio.records import GradientMode, Precision, Result, check_eps, parse_eps
 from robustbench_bio.registry import unknown
 from robustbench_bio.store import Store, default_home
@@ -121,7 +121,8 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).device.type not in ("cpu", "cuda"):
+            raise RuntimeError("nothing else is served")  # noqa: TRY301
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"expected a device that is here (auto, cpu, cuda, cuda:N), got {device!r}: {reason}") from None

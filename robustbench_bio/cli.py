@@ -33,8 +33,12 @@ app = typer.Typer(
 # The base of all complaints about arguments, whether typer carries its own click or imports it.
 _USAGE: Any = typer.BadParameter.__mro__[2]
 
-out = Console()
-err = Console(stderr=True)
+#: Exit status after Ctrl-C, as shells have it.
+_INTERRUPTED = 130
+
+# What stands in brackets is text (norms, paths, patterns of layers), never markup.
+out = Console(markup=False, emoji=False)
+err = Console(stderr=True, markup=False, emoji=False)
 
 
 class Gradient(StrEnum):
@@ -206,8 +210,7 @@ def show(
 def _params(pairs: Sequence[str] | None, steps: int | None) -> dict[str, Any]:
     from robustbench_bio.recipes import parse_pairs
 
-    found = parse_pairs(pairs or [])
-    return found if steps is None else found | {"steps": steps}
+    return parse_pairs([*(pairs or []), *([] if steps is None else [f"steps={steps}"])])
 
 
 def _show(as_json: bool, document: dict[str, Any], table: Table) -> None:
@@ -234,12 +237,14 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except _USAGE as error:
-        _fail(error.format_message())
+        if message := error.format_message():
+            _fail(message)
+        sys.exit(0)  # no command at all: the help was printed
     except (typer.Abort, KeyboardInterrupt):
-        err.print("stopped; finished batches are kept, the same command continues", highlight=False)
-        sys.exit(130)
-    else:
-        sys.exit(status if isinstance(status, int) else 0)
+        status = _INTERRUPTED
+    if status == _INTERRUPTED:  # typer too makes this of Ctrl-C
+        sys.stderr.write("stopped: what is finished is kept, the same command continues\n")
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str) -> None:

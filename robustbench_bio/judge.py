@@ -38,9 +38,9 @@ def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_data(x: Tensor, y: Tensor) -> None:
-    """Raise `UserError` unless x is float [N, C, H, W] within [0, 1] and y is an integer label for each row."""
-    if x.ndim != 4 or not x.is_floating_point():
-        raise UserError(f"expected x as float [N, C, H, W], got {x.dtype} {tuple(x.shape)}")
+    """Raise `UserError` unless x is float32 [N, C, H, W] within [0, 1] and y is an integer label for each row."""
+    if x.ndim != 4 or x.dtype != torch.float32:
+        raise UserError(f"expected x as float32 [N, C, H, W], got {x.dtype} {tuple(x.shape)}")
     if len(x) == 0:
         raise UserError("expected at least one example, got an empty slice")
     if y.shape != (len(x),) or y.is_floating_point() or y.dtype == torch.bool:
@@ -82,18 +82,19 @@ def gate(model: nn.Module, attack: Attack, oracle: Oracle, x: Tensor, y: Tensor,
         attack: the attack that will run.
         oracle: what that attack may ask.
         x: [n, C, H, W] in [0, 1]; the first few rows are used.
-        y: int64 [n].
+        y: int64 [n]; every label must have a logit.
         threat: the threat model; only its norm and bounds matter here.
 
     Raises:
         UserError: the network cannot be evaluated as it is.
         AttackViolation: the attack moves inputs that it may not move.
     """
-    training = [name or type(module).__name__ for name, module in model.named_modules() if module.training]
+    training = _in_train_mode(model)
     if training:
         raise UserError(f"expected the model in eval mode, got {training[0]!r} in train mode: call model.eval()")
-    x, y = x[:PROBES], y[:PROBES]
+    x = x[:PROBES]
     logits = checked_logits(model, x, y)
+    y = y[:PROBES]
     scale = logits.std().item() + 1e-6
     if (checked_logits(model, x, y) - logits).abs().max().item() > BATCH_TOLERANCE * scale:
         raise UserError("expected the same logits for the same input, got different ones: the network is random")
@@ -106,9 +107,13 @@ def gate(model: nn.Module, attack: Attack, oracle: Oracle, x: Tensor, y: Tensor,
             "is a normalisation layer using batch statistics?"
         )
     nothing = Threat(threat.norm, 0.0, threat.bounds)
-    proposal = attack.perturb(oracle, x[:2], y[:2], nothing, ExampleRng(0, [0, 1][: len(x)], "gate"))
+    proposal = attack.brief().perturb(oracle, x[:2], y[:2], nothing, ExampleRng(0, [0, 1][: len(x)], "gate"))
     if not torch.equal(proposal.x_adv, x[:2]):
         raise AttackViolation(f"{attack} moved an input at eps = 0")
+
+
+def _in_train_mode(model: nn.Module) -> list[str]:
+    return [name or type(module).__name__ for name, module in model.named_modules() if module.training]
 
 
 def judge(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
@@ -125,8 +130,11 @@ def judge(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, threat: Threat)
         Predicted labels int64 [n], perturbation sizes float32 [n].
 
     Raises:
-        AttackViolation: a proposal is not a legal input; nothing is ever clipped silently.
+        AttackViolation: a proposal is not a legal input, nothing is ever clipped silently; or the attack left
+            the network in train mode.
     """
+    if training := _in_train_mode(model):
+        raise AttackViolation(f"the attack left {training[0]!r} in train mode")
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         raise AttackViolation(f"expected {x.dtype} {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
     if not torch.isfinite(x_adv).all():

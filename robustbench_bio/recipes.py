@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from robustbench_bio import catalog
 from robustbench_bio.errors import UserError
-from robustbench_bio.records import ModelCard, Recipe, first_error, parse_eps
+from robustbench_bio.records import ModelCard, Recipe, parse_eps
 
 
 def prepare(
@@ -39,7 +37,7 @@ def prepare(
         raise UserError("expected one of --model and --genotype, got " + ("both" if model else "neither"))
     document = _from_genotype(genotype) if genotype else catalog.card(str(model)).model_dump(mode="json")
     entry = document["datasets"].setdefault(dataset, {"recipe": Recipe().model_dump(mode="json")})
-    for field in ("weights", "weights_sha256", "val_accuracy"):
+    for field in ("weights", "weights_sha256", "val_accuracy", "trained_on"):
         entry.pop(field, None)
     document["datasets"] = {dataset: entry}
     if rule is not None:
@@ -58,10 +56,7 @@ def prepare(
         if where not in targets or not field:
             raise UserError(f"expected recipe.FIELD, net.FIELD or rules.FIELD to set, got {key!r}")
         _put(targets[where], field, value)
-    try:
-        return ModelCard.model_validate(document)
-    except ValidationError as error:
-        raise UserError(first_error(error)) from None
+    return ModelCard.read(document)
 
 
 def _from_genotype(genotype: str) -> dict[str, Any]:

@@ -4,17 +4,18 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 import tomllib
-from collections.abc import Sequence
-from fractions import Fraction
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from robustbench_bio import __version__
 from robustbench_bio.errors import UserError
+from robustbench_bio.registry import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +26,16 @@ GradientMode = Literal["exact", "rule"]
 Precision = Literal["float32", "bfloat16"]
 Scalar = bool | int | float | str
 
+#: Characters of a TOML file; the parser takes quadratic time, and cards are a hundredth of this.
+MAX_TOML = 20_000
+
+#: What pydantic calls the kinds of a `Scalar` or a list, in words.
+_KINDS = {
+    "bool": "true or false",
+    "float": "a finite number",
+    "str": "a text",
+    "list[int]": "a list of whole numbers",
+}
 _ID = re.compile(r"[a-z0-9]+(?:[-.][a-z0-9]+)*")
 R = TypeVar("R", bound="Record")
 
@@ -50,7 +61,7 @@ Fraction01 = Annotated[float, Field(ge=0, le=1)]
 class Record(BaseModel):
     """Base of all records: no unknown fields, no coercion between kinds, immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     def canonical(self) -> str:
         """Return the one JSON text of this record: sorted keys, no spaces, shortest float form."""
@@ -63,12 +74,13 @@ class Record(BaseModel):
     @classmethod
     def from_toml(cls, text: str, where: str) -> Self:
         """Read a record from TOML text; `where` names it in errors."""
+        if len(text) > MAX_TOML:
+            raise UserError(f"{where}: expected at most {MAX_TOML:,} characters, got {len(text):,}")
         try:
-            return cls.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
+            document = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
             raise UserError(f"{where}: not valid TOML: {error}") from None
-        except ValidationError as error:
-            raise UserError(f"{where}: {first_error(error)}") from None
+        return cls.read(document, f"{where}: ")
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Self:
@@ -76,21 +88,54 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise UserError(f"{where}: {first_error(error)}") from None
+            raise UserError(f"{where}: {first_error(error, cls)}") from None
+
+    @classmethod
+    def read(cls, document: dict[str, Any], where: str = "") -> Self:
+        """Return a record from plain dicts, lists and scalars, or raise `UserError`, which starts with `where`."""
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise UserError(where + first_error(error, cls)) from None
 
     def to_toml(self) -> str:
         """Return the record as TOML, unset and default fields left out."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True, exclude_defaults=True))
 
 
-def first_error(error: ValidationError) -> str:
-    """Return the first problem of a validation in one line: field, what was wrong, what came."""
-    problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"]) or "document"
-    message = problem["msg"].removeprefix("Value error, ")
-    got = repr(problem["input"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"field {field!r}: {message}, got {got if len(got) < 80 else got[:77] + '…'}{more}"
+def first_error(error: ValidationError, record: type[BaseModel]) -> str:
+    """Return the first problem of a validation in one line: field, what was wrong or expected, what came."""
+    problems = error.errors()
+    problem, place = problems[0], problems[0]["loc"]
+    got = reprlib.repr(problem["input"])
+    if place[-1:] == ("bool",):  # a field of several kinds: pydantic complains once for each
+        place = place[:-1]
+        kinds = [str(p["loc"][len(place)]) for p in problems if p["loc"][: len(place)] == place]
+        message = f"expected {', '.join(_KINDS[kind] for kind in dict.fromkeys(kinds) if kind in _KINDS)}, got {got}"
+    elif problem["type"] == "missing":
+        message = "expected a value, got none: add this field"
+    elif problem["type"] == "extra_forbidden":
+        message = unknown("field", str(place[-1]), _fields(record, place[:-1]))
+    else:
+        message = f"{problem['msg'].removeprefix('Value error, ')}, got {got}"
+    others = sum(p["loc"][: len(place)] != place for p in problems)
+    more = f" (and {others} more)" if others else ""
+    return f"field {'.'.join(map(str, place)) or 'document'!r}: {message}{more}"
+
+
+def _fields(record: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """Return the fields of the record that stands at `place` within `record`."""
+    for part in place:
+        field = record.model_fields.get(str(part))
+        record = next(iter(_records(field.annotation)), record) if field else record
+    return list(record.model_fields)
+
+
+def _records(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _records(inner)
 
 
 def parse_eps(text: str) -> float:
@@ -99,10 +144,14 @@ def parse_eps(text: str) -> float:
     Raises:
         UserError: not a number.
     """
+    numerator, slash, denominator = text.partition("/")
     try:
-        return float(Fraction(text.strip()))
+        eps = float(numerator) / float(denominator) if slash else float(numerator)
     except (ValueError, ZeroDivisionError):
-        raise UserError(f"expected eps as a number or a fraction such as 8/255, got {text!r}") from None
+        eps = math.nan
+    if not math.isfinite(eps):
+        raise UserError(f"expected eps as a number or a fraction such as 8/255, got {text!r}")
+    return eps
 
 
 def format_eps(eps: float, norm: str) -> str:
@@ -118,7 +167,7 @@ def format_eps(eps: float, norm: str) -> str:
 def check_eps(eps: float, norm: str) -> float:
     """Return `eps` if it is a sensible radius for `norm`, else raise `UserError` with the remedy."""
     if norm == "l0":
-        if eps < 1 or eps != int(eps):
+        if not eps >= 1 or not float(eps).is_integer():
             raise UserError(f"expected eps as a whole number of pixels for l0, got {eps:g}")
     elif not eps > 0 or not math.isfinite(eps):
         raise UserError(f"expected eps > 0, got {eps:g}")

@@ -61,9 +61,13 @@ class Registry(Generic[T]):
         if self._scanned:
             return
         self._scanned = True
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._package}.{module.name}")
+        try:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+        except BaseException:
+            self._scanned = False  # a plug-in that fails must not hide those after it from the next caller
+            raise
 
 
 def unknown(kind: str, name: str, known: "dict[str, T] | list[str]") -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from robustbench_bio.records import Result, format_eps
@@ -24,41 +25,37 @@ def eval_table(results: Sequence[Result]) -> Table:
     table = Table(
         title=f"{first.spec.model} on {first.spec.dataset} ({first.spec.split}, n = {first.n}), "
         f"clean accuracy {percent(first.clean_accuracy)} %",
-        caption="robust accuracy in %, Wilson 95 % interval; gap = rule minus exact; * = answered from the store",
+        caption="robust accuracy with Wilson 95 % interval; gap = rule − exact; * = from the store",
+        box=box.SIMPLE_HEAD,
     )
-    for name in ("attack", "norm", "eps", "gradient"):
-        table.add_column(name)
-    for name in ("robust %", "95 % interval", "gap", "success %", "queries", "seconds"):
-        table.add_column(name, justify="right")
+    for name in ("attack", "threat", "gradient"):
+        table.add_column(name, no_wrap=True)
+    for name in ("robust %", "gap", "queries", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
     exact = {_cell(r): r.robust_accuracy for r in results if r.spec.gradient == "exact"}
     for result in results:
-        low, high = result.ci95
-        twin = exact.get(_cell(result))
-        gap = (
-            f"{100 * (result.robust_accuracy - twin):+.1f}"
-            if twin is not None and result.spec.gradient == "rule"
-            else ""
-        )
-        success = result.success_rate
+        twin = exact.get(_cell(result)) if result.spec.gradient == "rule" else None
         table.add_row(
             result.spec.attack,
-            result.spec.norm,
-            format_eps(result.spec.eps, result.spec.norm),
+            _threat(result.spec.norm, result.spec.eps),
             result.spec.gradient,
-            percent(result.robust_accuracy),
-            f"[{percent(low)}, {percent(high)}]",
-            gap,
-            "–" if success is None else percent(success),
+            _with_interval(sum(result.outcomes_record.robust_correct()), result.n),
+            "" if twin is None else f"{100 * (result.robust_accuracy - twin):+.1f}",
             f"{result.queries_mean:.1f}",
             f"{result.provenance.seconds:.1f}{'*' if result.from_store else ''}",
         )
     for (norm, eps), correct in worst_case(results).items():
-        low, high = wilson(sum(correct), len(correct))
-        table.add_row(
-            "[bold]worst case[/bold]", norm, format_eps(eps, norm), "",
-            f"[bold]{percent(sum(correct) / len(correct))}[/bold]", f"[{percent(low)}, {percent(high)}]",
-        )  # fmt: skip
+        table.add_row("worst case", _threat(norm, eps), "", _with_interval(sum(correct), len(correct)), style="bold")
     return table
+
+
+def _threat(norm: str, eps: float) -> str:
+    return f"{norm} {format_eps(eps, norm)}"
+
+
+def _with_interval(successes: int, n: int) -> str:
+    low, high = wilson(successes, n)
+    return f"{percent(successes / n)} [{percent(low)}, {percent(high)}]"
 
 
 def _cell(result: Result) -> tuple[str, str, str, float]:

@@ -31,7 +31,9 @@ class ExampleRng:
         self.ids = [int(i) for i in ids]
         digest = hashlib.sha256(f"{seed}|{tag}".encode()).digest()
         key = int.from_bytes(digest[:8], "little")
-        self._streams = [Generator(Philox(key=[key, i & 0xFFFFFFFFFFFFFFFF])) for i in self.ids]
+        # As uint64: numpy turns a list of a large and a small integer into floats, which merges keys.
+        keys = [np.array([key, i & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64) for i in self.ids]
+        self._streams = [Generator(Philox(key=k)) for k in keys]
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -10,7 +10,7 @@ from robustbench_bio import report, zoo
 from robustbench_bio.datasets import load_data, open_dataset
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets.base import Net
-from robustbench_bio.records import ModelCard, TrainedNet
+from robustbench_bio.records import ModelCard, TrainedNet, read_toml
 from robustbench_bio.store import write_atomically
 from robustbench_bio.train import Progress, Training, train
 
@@ -65,16 +65,20 @@ def train_card(
     """
     if dataset not in card.datasets:
         raise UserError(f"card {card.id} has no entry for dataset {dataset!r}: add [datasets.{dataset}.recipe]")
+    if zoo_folder is not None:
+        _known(card, zoo_folder)  # complains now rather than after the work
     entry = card.datasets[dataset]
-    write_atomically(folder / "card.toml", card.to_toml().encode())
     net = zoo.network(card, entry, open_dataset(dataset, data_file))
     examples = load_data(dataset, "train", data_root=data_root, data_file=data_file)
+    checkpoint = folder / "checkpoint.safetensors"
+    if not checkpoint.exists():
+        write_atomically(folder / "card.toml", card.to_toml().encode())
     training = train(
         net,
         examples,
         entry.recipe,
         seed=entry.seed,
-        checkpoint=folder / "checkpoint.safetensors",
+        checkpoint=checkpoint,
         max_minutes=max_minutes,
         device=device,
         progress=progress,
@@ -99,8 +103,21 @@ def _save(
     entry = entry.model_copy(update={"trained_on": trained_on, "val_accuracy": training.val_accuracy})
     net.cpu()
     if zoo_folder is not None:
-        zoo.save(card, dataset, entry, net, zoo_folder, zoo_folder / "weights")
+        whole = card.model_copy(update={"datasets": {**_known(card, zoo_folder), **card.datasets}})
+        zoo.save(whole, dataset, entry, net, zoo_folder, zoo_folder / "weights")
     return zoo.save(card, dataset, entry, net, folder, folder)
+
+
+def _known(card: ModelCard, zoo_folder: Path) -> dict[str, TrainedNet]:
+    """Return what the zoo's card of this id holds already: its networks for other data sets must survive."""
+    path = zoo_folder / f"{card.id}.toml"
+    if not path.exists():
+        return {}
+    old = read_toml(ModelCard, path)
+    same = (old.rule, old.rule_options, old.net) == (card.rule, card.rule_options, card.net)
+    if not same and old.datasets.keys() - card.datasets.keys():
+        raise UserError(f"{path} describes another network, also for other data sets: name this one with --id")
+    return old.datasets
 
 
 def document(run: Run) -> dict[str, Any]:

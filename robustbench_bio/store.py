@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from robustbench_bio.records import EvalSpec, Outcomes, R, Record, Result
 
 def default_home() -> Path:
     """Return the folder for data and results: $BIOROBUST_HOME, or ~/.cache/biorobust."""
-    return Path(os.environ.get("BIOROBUST_HOME") or Path.home() / ".cache" / "biorobust")
+    return Path(os.environ.get("BIOROBUST_HOME") or "~/.cache/biorobust").expanduser()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -26,20 +27,22 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
+    # Not tempfile.mkstemp, whose files nobody else may read whatever the umask says.
+    half = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        file = half.open("xb")
     except OSError as error:
         raise UserError(f"cannot write {path.parent}: {error.strerror}: name another folder with --out") from None
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        half.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            Path(name).unlink()
+            half.unlink()
         if isinstance(error, OSError):
             raise UserError(f"cannot write {path}: {error.strerror}") from None
         raise
@@ -77,11 +80,14 @@ class Store:
         """Return the finished result of `spec`, or None.
 
         Raises:
-            UserError: there is a file, but it was damaged or edited.
+            UserError: there is a file, but it was damaged or edited, or the folder cannot be read.
         """
         path = self.path(spec)
-        if not path.is_file():
-            return None
+        try:
+            if not path.is_file():
+                return None
+        except OSError as error:
+            raise UserError(f"cannot read {path.parent}: {error.strerror}: name another folder with --out") from None
         result = _unseal(Result, path)
         if result is None or result.spec != spec or len(result.outcomes_record) != spec.n:
             raise UserError(f"{path} does not match its own hash or spec: it was damaged or edited, delete it")
@@ -122,6 +128,6 @@ def _unseal(cls: type[R], path: Path) -> R | None:
     try:
         sealed = json.loads(path.read_bytes())
         record = cls.model_validate(sealed["record"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        return record if record.sha256() == sealed["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError):
         return None
-    return record if record.sha256() == sealed["sha256"] else None

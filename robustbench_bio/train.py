@@ -86,7 +86,7 @@ def train(
         progress: called after every step.
 
     Raises:
-        UserError: too few examples, or a checkpoint of another training.
+        UserError: too few examples, a checkpoint of another training, or weights that diverge.
     """
     loop = _Loop(net.to(device), examples, recipe, seed, device, checkpoint)
     deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -109,6 +109,7 @@ class _Loop:
         fit, held_out = split(examples.y, recipe.val_fraction, seed)
         if len(fit) < 2 or (recipe.val_fraction > 0 and len(held_out) == 0):
             raise UserError(f"expected enough examples to train and hold some out, got {len(examples)}")
+        self.data_sha256 = examples.sha256()
         x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
         self.x, self.y = x[fit].to(device), y[fit].to(device)
         self.x_val, self.y_val = x[held_out].to(device), y[held_out].to(device)
@@ -193,7 +194,7 @@ class _Loop:
             attack = TPGD(steps=adversary.steps, step_size=adversary.step_size, early_exit=False)
         rng = ExampleRng(self.seed, rows, f"adversary {self.state.step}")
         self.net.eval()
-        proposal = attack.perturb(Oracle(self.net, "exact"), x, y, Threat("linf", adversary.eps), rng)
+        proposal = attack.perturb(Oracle(self.net, traced=False), x, y, Threat("linf", adversary.eps), rng)
         self.net.train()
         return proposal.x_adv
 
@@ -246,6 +247,8 @@ class _Loop:
         if self.ema:
             self.net.load_state_dict(own)
         epoch = state.step // self.epoch_steps
+        if not all(torch.isfinite(value).all() for value in kept.values()):
+            raise UserError(f"training diverged in epoch {epoch}: weights are not finite; try a smaller lr")
         row = {
             "epoch": float(epoch),
             "lr": self.optimiser.param_groups[0]["lr"],
@@ -271,7 +274,7 @@ class _Loop:
                 "recipe": self.recipe.canonical(),
                 "seed": self.seed,
                 "net": self.net.description,
-                "n": len(self.y),
+                "data": self.data_sha256,
             }
         )
 
@@ -298,7 +301,7 @@ class _Loop:
             raise UserError(f"cannot continue from {self.checkpoint}: {error}: delete it to start anew") from None
         if about.get("identity") != self._identity():
             raise UserError(
-                f"{self.checkpoint} belongs to a training with another recipe, seed or network: "
+                f"{self.checkpoint} belongs to a training with another recipe, seed, network or data: "
                 "name another --out, or delete it to start anew"
             )
         self.state = Training(**json.loads(about["state"]))
@@ -328,7 +331,7 @@ def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Op
 
 
 def learning_rate(recipe: Recipe, step: int, epoch_steps: int) -> float:
-    """Return the learning rate of one step: linear warm-up from zero, then a cosine to `min_lr` at the last step."""
+    """Return the learning rate of one step: linear warm-up from zero, then a cosine to `min_lr` after the last."""
     warmup = recipe.warmup_epochs * epoch_steps
     if step < warmup:
         return recipe.lr * (step + 1) / (warmup + 1)
@@ -368,10 +371,11 @@ def augment(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     if recipe.cutout:
         centre = torch.rand(2, n, generator=generator).to(x.device)
-        y_off = (torch.arange(height, device=x.device) - (centre[0, :, None] * height).floor()).abs()
-        x_off = (torch.arange(width, device=x.device) - (centre[1, :, None] * width).floor()).abs()
-        hole = (y_off[:, :, None] < recipe.cutout / 2) & (x_off[:, None, :] < recipe.cutout / 2)
-        x = x.masked_fill(hole[:, None], 0.0)
+        y_off = torch.arange(height, device=x.device) - (centre[0, :, None] * height).floor()
+        x_off = torch.arange(width, device=x.device) - (centre[1, :, None] * width).floor()
+        half = recipe.cutout / 2
+        y_in, x_in = ((-half <= offset) & (offset < half) for offset in (y_off, x_off))
+        x = x.masked_fill((y_in[:, :, None] & x_in[:, None, :])[:, None], 0.0)
     return x
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -16,7 +17,7 @@ from robustbench_bio.datasets import open_dataset
 from robustbench_bio.datasets.base import Dataset
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets.base import Inputs, Net
-from robustbench_bio.records import ModelCard, TrainedNet
+from robustbench_bio.records import ModelCard, TrainedNet, first_error
 from robustbench_bio.registry import unknown
 from robustbench_bio.rules import RuleOptions
 from robustbench_bio.store import write_atomically
@@ -52,15 +53,19 @@ def network(card: ModelCard, entry: TrainedNet, dataset: Dataset) -> Net:
     """Return the untrained network of a card, its rules attached, its weights drawn from the entry's seed."""
     params: dict[str, Any] = {**card.net, **entry.net}
     name = str(params.pop("name", ""))
+    for taken in {"inputs", "seed"} & params.keys():
+        raise UserError(f"card {card.id}: field 'net.{taken}': no parameter of a network, remove it or move it out")
+    described: dict[str, Any] = {"net": {**card.net, **entry.net}, "rule": card.rule, "options": card.rule_options}
     if "genotype" in params:
         params["genotype"] = catalog.genotype(str(params["genotype"]))
+        # Equal names are not equal cells, and how cells are wired shows in no weight.
+        described["cells"] = params["genotype"].model_dump(mode="json", exclude={"name", "source"})
     inputs = Inputs(dataset.shape, len(dataset.classes), dataset.mean, dataset.std)
     net = nets.build(name, inputs, seed=entry.seed, **params)
     options = rule_options(card)
     rules.attach(net, card.rule, seed=entry.seed, options=options)
     if entry.recipe.init != "network":
         rules.initialise(net, options, entry.seed, which="all" if entry.recipe.init == "one-law" else "ruled")
-    described = {"net": {**card.net, **entry.net}, "rule": card.rule, "options": card.rule_options}
     net.description = json.dumps(described, sort_keys=True)
     # The order of memory that CPU and GPU kernels prefer; values and shapes are the same.
     return net.to(memory_format=torch.channels_last)
@@ -70,13 +75,16 @@ def rule_options(card: ModelCard) -> RuleOptions:
     """Return the switches of a card's rules.
 
     Raises:
-        UserError: a switch that does not exist.
+        UserError: a switch that does not exist, or a value that it does not take.
     """
     known = list(RuleOptions.__dataclass_fields__)
     for name in card.rule_options:
         if name not in known:
             raise UserError(f"card {card.id}: {unknown('field of rule_options', name, known)}")
-    return RuleOptions(**card.rule_options)  # type: ignore[arg-type]
+    try:
+        return TypeAdapter(RuleOptions).validate_json(json.dumps(card.rule_options), strict=True)
+    except ValidationError as error:
+        raise UserError(f"card {card.id}: rule_options: {first_error(error, ModelCard)}") from None
 
 
 def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:
@@ -89,7 +97,8 @@ def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read weights {path}: {error.strerror}") from None
-    if data[:2] in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"}:
+    # The length of a safetensors header may look like the start of a pickle; then comes the header's brace.
+    if data[:2] in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"} and data[8:9] != b"{":
         raise UserError(f"expected safetensors in {path}, got a pickle, which could run code: convert it first")
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
@@ -98,7 +107,9 @@ def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:
         tensors = load_safetensors(data)
     except SafetensorError as error:
         raise UserError(f"expected safetensors in {path}, got something else ({error})") from None
-    own = net.state_dict()
+    # Older files lack the batch norms' counters, which decide nothing in eval mode.
+    counters = {name for name in net.state_dict() if name.endswith(".num_batches_tracked") and name not in tensors}
+    own = {name: value for name, value in net.state_dict().items() if name not in counters}
     for name in [*own, *tensors]:
         if name not in tensors or name not in own:
             side = "lacks" if name in own else "has an extra"
@@ -108,14 +119,16 @@ def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:
             raise UserError(f"weights {path} do not fit the network: expected {name!r} {expected}, got {got}")
         if tensors[name].is_floating_point() and not torch.isfinite(tensors[name]).all():
             raise UserError(f"weights {path} hold NaN or infinity in {name!r}")
-    net.load_state_dict({name: tensors[name].to(own[name].dtype) for name in own})
+    filled = {name: tensors[name].to(own[name].dtype) for name in own}
+    net.load_state_dict(filled, strict=not counters)
 
 
 def packed(net: Net) -> bytes:
-    """Return weights, buffers and feedback as safetensors, floats as float16, counters as they are."""
+    """Return weights, buffers and feedback as safetensors: floats as float16 if they fit, the rest as it is."""
 
     def half(tensor: Tensor) -> Tensor:
-        return (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        fits = tensor.is_floating_point() and bool((tensor.abs() <= torch.finfo(torch.float16).max).all())
+        return (tensor.half() if fits else tensor).cpu().contiguous()
 
     return save_safetensors({name: half(tensor) for name, tensor in net.state_dict().items()})
 
@@ -132,7 +145,7 @@ def save(card: ModelCard, dataset: str, entry: TrainedNet, net: Net, folder: Pat
         weights_folder: where `<id>-<dataset>.safetensors` goes.
     """
     data = packed(net)
-    name = f"{card.id}-{dataset}.safetensors"
+    name = f"{card.id}-{Path(dataset).stem}.safetensors"
     write_atomically(weights_folder / name, data)
     entry = entry.model_copy(update={"weights": name, "weights_sha256": hashlib.sha256(data).hexdigest()})
     card = card.model_copy(update={"datasets": {**card.datasets, dataset: entry}})

@@ -1,7 +1,11 @@
 """Fixtures for real data, which some machines lack, and a home of its own for every test."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+# Threads that wait for each other cost small networks more than they give; set before torch counts the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -40,3 +44,21 @@ def reference_resnet20() -> Path:
     if not path.exists():
         pytest.skip("the shared reference network is not here")
     return path
+
+
+@pytest.fixture(scope="session")
+def trained_card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Card file of a small network that learnt the digits by fa for two epochs, its weights beside it."""
+    from robustbench_bio import runs
+    from robustbench_bio.records import ModelCard, Recipe, TrainedNet
+
+    entry = TrainedNet(recipe=Recipe(epochs=2, batch_size=32), seed=3)
+    net = {"name": "mlp", "hidden": [32]}
+    card = ModelCard(id="tiny-fa", title="Tiny", rule="fa", net=net, datasets={"digits": entry})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run = runs.train_card(card, "digits", tmp_path_factory.mktemp("tiny"))
+    finally:
+        torch.set_num_threads(threads)
+    return run.folder / "tiny-fa.toml"

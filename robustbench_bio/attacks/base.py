@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -48,6 +48,12 @@ class Attack(ABC):
             threat: what is allowed.
             rng: one stream per example; the only source of randomness.
         """
+
+    def brief(self) -> Self:
+        """Return the same attack with a budget just large enough to show what it does at eps = 0."""
+        small = {"steps", "restarts", "queries", "population", "generations"}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{k: min(v, 2) for k, v in values.items() if k in small})
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack", "robustbench_bio.attacks")

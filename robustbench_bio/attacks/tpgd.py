@@ -43,7 +43,8 @@ class TPGD(Attack):
 
     def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         start = threat.project(x, x + self.start_sigma * rng.normal(x.shape[1:], x))
-        return ascend(
+        clean = model.logits(x).softmax(1)
+        found = ascend(
             model,
             x,
             y,
@@ -52,6 +53,7 @@ class TPGD(Attack):
             steps=self.steps,
             step_size=threat.eps / 4 if self.step_size is None else self.step_size,
             loss=divergence,
-            against=model.logits(x).softmax(1),
+            against=clean,
             early_exit=self.early_exit,
         )
+        return found._replace(queries=found.queries + 1)

@@ -30,50 +30,59 @@ def resolve(net: Net, assignment: str) -> dict[str, str]:
     Terms are applied from left to right, a later one overrides:
 
     - `usf`: this rule on every slot of the network (for cell networks: the operations that carry weights;
-      otherwise every weight layer). dfa and the Hebbian rules leave the output layer to bp.
+      otherwise every weight layer); pc takes every weight layer of any network.
     - `genotype`: what the architecture prescribes.
     - `random:3`: one rule per slot, drawn uniformly from usf, brsf, frsf and fa with seed 3;
       `random:3:usf+bp` draws from those named.
     - `layer1.*=frsf`: this rule on the layers whose names match the pattern.
 
+    Where a rule's name or a draw would give the output layer to dfa or a Hebbian rule, it goes to bp.
+
     Raises:
-        UserError: unknown rule, malformed term, pattern that matches nothing, or rules that cannot be mixed.
+        UserError: unknown rule, malformed term, pattern that matches nothing, `genotype` for a network that is
+            not made from one, or rules that cannot be mixed.
     """
     layers = list(weight_layers(net))
     rules: dict[str, str] = {}
     for term in assignment.split(","):
         rules.update(_term(net, term.strip(), layers))
-    rules = {name: rules[name] for name in layers if rules.get(name, "bp") != "bp"}
-    _check_mixture(rules, layers)
-    return rules
+    return _checked(rules, layers)
 
 
 def _term(net: Net, term: str, layers: list[str]) -> Mapping[str, str]:
     if "=" in term:
-        pattern, _, rule = (part.strip() for part in term.partition("="))
-        matched = {name: _known(rule) for name in layers if fnmatchcase(name, pattern)}
-        if not matched:
-            raise UserError(f"expected a pattern that matches a layer, got {pattern!r}: layers are {_some(layers)}")
-        return matched
+        return _matched(term, layers)
     if term == "genotype":
+        if type(net).genotype_rules is Net.genotype_rules:
+            kind = type(net).__name__
+            raise UserError(f"expected a network made from a genotype, got a {kind}: name a rule, not `genotype`")
         return net.genotype_rules()
-    if term.startswith("random:"):
-        return _random(net, term)
-    rule = _known(term)
-    slots = [name for names in net.rule_slots().values() for name in names]
-    if rule not in (predictive.NAME, "bp") and _leaves_output_alone(rule):
-        slots = [name for name in slots if name != layers[-1]]
-    return dict.fromkeys(slots, rule)
+    if term == predictive.NAME:
+        return dict.fromkeys(layers, predictive.NAME)
+    slots = net.rule_slots()
+    drawn = _drawn(term, len(slots)) if term.startswith("random:") else [_known(term)] * len(slots)
+    rules = {name: rule for rule, names in zip(drawn, slots.values(), strict=True) for name in names}
+    output = _output(layers)
+    if _blind_to_labels(rules.get(output, "bp")):
+        rules[output] = "bp"
+    return rules
 
 
-def _random(net: Net, term: str) -> dict[str, str]:
+def _matched(term: str, layers: list[str]) -> dict[str, str]:
+    pattern, _, rule = (part.strip() for part in term.partition("="))
+    matched = {name: _known(rule) for name in layers if fnmatchcase(name, pattern)}
+    if not matched:
+        raise UserError(f"expected a pattern that matches a layer, got {pattern!r}: layers are {_some(layers)}")
+    return matched
+
+
+def _drawn(term: str, slots: int) -> list[str]:
     _, seed, *choice = term.split(":")
-    if not seed.isdigit() or len(choice) > 1:
+    if not seed.isdecimal() or len(choice) > 1:
         raise UserError(f"expected random:SEED or random:SEED:rule+rule, got {term!r}")
     rules = [_known(rule) for rule in choice[0].split("+")] if choice else list(RANDOM_RULES)
-    slots = net.rule_slots()
-    draws = torch.randint(len(rules), (len(slots),), generator=torch_generator(int(seed), "assignment")).tolist()
-    return {name: rules[i] for i, names in zip(draws, slots.values(), strict=True) for name in names}
+    draws = torch.randint(len(rules), (slots,), generator=torch_generator(int(seed), "assignment"))
+    return [rules[i] for i in draws.tolist()]
 
 
 def _known(rule: str) -> str:
@@ -82,16 +91,28 @@ def _known(rule: str) -> str:
     return rule
 
 
-def _leaves_output_alone(rule: str) -> bool:
-    return rule == "dfa" or RULES.get(rule).local
+def _output(layers: list[str]) -> str:
+    """Return the layer that yields the logits: the last one that is no part of the auxiliary head."""
+    return next(name for name in reversed(layers) if not name.startswith("auxiliary_head."))
 
 
-def _check_mixture(rules: Mapping[str, str], layers: list[str]) -> None:
+def _blind_to_labels(rule: str) -> bool:
+    return rule == "dfa" or (rule in RULES and RULES.get(rule).local)
+
+
+def _checked(rules: Mapping[str, str], layers: list[str]) -> dict[str, str]:
+    """Return the rules without bp, in the order of the layers, or raise `UserError`."""
+    for name, rule in rules.items():
+        _known(rule)
+        if name not in layers:
+            raise UserError(unknown("weight layer", name, layers))
+    rules = {name: rules[name] for name in layers if rules.get(name, "bp") != "bp"}
     if predictive.NAME in rules.values() and (set(rules.values()) != {predictive.NAME} or len(rules) < len(layers)):
         raise UserError("expected pc on every layer or on none, got a mixture: pc relaxes the whole chain at once")
-    output = rules.get(layers[-1])
-    if output is not None and output != predictive.NAME and _leaves_output_alone(output):
-        raise UserError(f"expected a rule that sees labels on the output layer {layers[-1]!r}, got {output}: use bp")
+    output = _output(layers)
+    if _blind_to_labels(rules.get(output, "bp")):
+        raise UserError(f"expected a rule that sees labels on the output layer {output!r}, got {rules[output]}: use bp")
+    return rules
 
 
 def _some(names: list[str]) -> str:
@@ -105,15 +126,19 @@ def attach(
 
     Args:
         net: the network; its weights are not changed.
-        assignment: see `resolve`, or its result.
+        assignment: see `resolve`, or layer name → rule name.
         seed: of feedback matrices.
         options: switches of the rules.
 
     Returns:
         The rule set, also stored as `net.rules`.
+
+    Raises:
+        UserError: unknown layer or rule, rules that cannot be mixed, or a network that pc cannot relax.
     """
     options = options or RuleOptions()
-    rules = resolve(net, assignment) if isinstance(assignment, str) else dict(assignment)
+    layers = list(weight_layers(net))
+    rules = resolve(net, assignment) if isinstance(assignment, str) else _checked(assignment, layers)
     if predictive.NAME in rules.values():
         net.rules = predictive.PredictiveCoding(net, options)
     else:

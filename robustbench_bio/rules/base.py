@@ -170,7 +170,11 @@ class RuleSet(nn.Module, ABC):
 
     @abstractmethod
     def input_gradient(self, model: nn.Module, x: Tensor, loss: Loss) -> InputGradient:
-        """Return what the rule takes for the gradient of the summed loss at x; changes no parameter or buffer."""
+        """Return what the rule takes for the gradient of the summed loss at x; changes no parameter or buffer.
+
+        The forward pass is that of eval mode whatever the mode of the model, which is left as it was: asking
+        for a gradient is no training.
+        """
 
     def step(self, model: nn.Module) -> None:
         """Do what the rules do once per optimiser step, after it."""
@@ -181,12 +185,33 @@ class RuleSet(nn.Module, ABC):
         return []
 
 
+@contextlib.contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Put the models into eval mode for the duration of the block; each of their modules gets its mode back."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _restore_forward(layer: Layer, own: object | None) -> None:
+    """Give back the `forward` that the instance had of its own, such as an outer block's, or none."""
+    if own is None:
+        layer.__dict__.pop("forward", None)
+    else:
+        layer.__dict__["forward"] = own
+
+
 class LayerRules(RuleSet):
     """One rule per layer, each within backpropagation's order of things.
 
     Args:
         model: the network, for the shapes of its layers.
-        assignment: layer name → rule name; "bp" layers stay as they are.
+        assignment: layer name → rule name, as `attach` has checked it.
         options: switches for all rules.
         seed: of every feedback matrix.
         classes: number of logits.
@@ -199,7 +224,7 @@ class LayerRules(RuleSet):
         self.by_layer = nn.ModuleDict()
         for name, rule in assignment.items():
             layer = model.get_submodule(name)
-            assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101  (assign checked the user's pattern)
+            assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101  (`attach` checked the user's names)
             self.by_layer[name.replace(".", "/")] = RULES.get(rule)(layer, Draw(seed, name, options, classes))
 
     def pairs(self, model: nn.Module) -> Iterator[tuple[Layer, Rule]]:
@@ -209,21 +234,17 @@ class LayerRules(RuleSet):
 
     @contextlib.contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Give the layers of `model` their rules' backward passes for the duration of the block."""
-        taken: list[Layer] = []
+        """Give the layers of `model` their rules' backward passes for the duration of the block; blocks may nest."""
         error = OutputError()
-        hook = model.register_forward_hook(error.watch)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(model.register_forward_hook(error.watch).remove)
             for layer, rule in self.pairs(model):
+                undo.callback(setattr, rule, "error", rule.error)
+                undo.callback(_restore_forward, layer, layer.__dict__.get("forward"))
                 rule.error = error
                 # The instance's own `forward` hides the class's; deleting it restores the plain layer.
                 layer.forward = functools.partial(rule, layer)  # type: ignore[method-assign]
-                taken.append(layer)
             yield
-        finally:
-            hook.remove()
-            for layer in taken:
-                del layer.forward
 
     def backward(self, model: nn.Module, x: Tensor, loss: Loss) -> Tensor:
         with self.attached(model):
@@ -232,7 +253,7 @@ class LayerRules(RuleSet):
         return logits.detach()
 
     def input_gradient(self, model: nn.Module, x: Tensor, loss: Loss) -> InputGradient:
-        with self.attached(model), torch.enable_grad():
+        with self.attached(model), eval_mode(model), torch.enable_grad():
             x = x.detach().requires_grad_(True)
             logits: Tensor = model(x)
             (gradient,) = torch.autograd.grad(loss(logits).sum(), x)

@@ -2,6 +2,8 @@
 
 Source: Nøkland 2016, arXiv:1609.01596. On purpose different from BioTorch: the projection replaces the
 gradient at the layer's *output*, so a layer's update depends on its own signal; grouped convolutions work.
+On purpose different from Nøkland: the projection is the gradient at the pre-activation itself, without the
+derivative of what follows, which a layer cannot know.
 """
 
 from typing import Any, final
@@ -20,6 +22,7 @@ class _Direct(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        padded: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         to_output: Tensor,
@@ -27,25 +30,26 @@ class _Direct(torch.autograd.Function):
         geometry: Geometry,
         error: OutputError,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, to_output, to_input)
+        ctx.save_for_backward(x, padded, weight, to_output, to_input)
         ctx.geometry, ctx.error = geometry, error
-        return geometry.output(x, weight, bias)
+        return geometry.output(padded, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, to_output, to_input = ctx.saved_tensors
+        x, padded, weight, to_output, to_input = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
         if ctx.error.value is None:
             raise RuntimeError("dfa needs a loss on the network's logits: no gradient has reached them")
         e = ctx.error.value.to(x.dtype)
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        wants_x, _, wants_weight, wants_bias = ctx.needs_input_grad[:4]
         signal = geometry.spread(e @ to_output, g)
         below = None
         if wants_x:
             below = torch.zeros_like(x) if to_input is None else geometry.spread(e @ to_input, x)
         return (
             below,
-            geometry.to_weight(signal, x, weight) if wants_weight else None,
+            None,
+            geometry.to_weight(signal, padded, weight) if wants_weight else None,
             geometry.to_bias(signal) if wants_bias else None,
             *[None] * 4,
         )
@@ -66,16 +70,18 @@ class DirectFeedbackAlignment(Rule):
     def __init__(self, layer: Layer, draw: Draw) -> None:
         super().__init__(layer, draw)
         units_in = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
-        self.register_buffer("to_output", self._projection(draw, layer.weight.shape[0], "dfa output"))
-        below = self._projection(draw, units_in, "dfa input") if draw.options.dfa_pass == "input" else None
-        self.register_buffer("to_input", below)
-
-    @staticmethod
-    def _projection(draw: Draw, units: int, purpose: str) -> Tensor:
-        return draw.uniform((draw.classes, units), (6 / (draw.classes + units)) ** 0.5, purpose)
+        self.register_buffer("to_output", _projection(draw, layer.weight.shape[0], "dfa output").to(layer.weight))
+        below = _projection(draw, units_in, "dfa input").to(layer.weight)
+        self.register_buffer("to_input", below if draw.options.dfa_pass == "input" else None)
 
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
-        geometry, x = unfolded(layer, x)
-        tensors = autocast(x, layer.weight, layer.bias, self.to_output, self.to_input)
+        geometry, padded = unfolded(layer, x)
+        # What comes down lands on x itself: padding that repeats pixels would add it up at the border.
+        tensors = autocast(x, padded.detach(), layer.weight, layer.bias, self.to_output, self.to_input)
         out: Tensor = _Direct.apply(*tensors, geometry, self.error)
         return out
+
+
+def _projection(draw: Draw, units: int, purpose: str) -> Tensor:
+    """Draw [K, units] from Xavier's uniform law."""
+    return draw.uniform((draw.classes, units), (6 / (draw.classes + units)) ** 0.5, purpose)

@@ -49,8 +49,8 @@ class FeedbackRule(Rule):
 
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         geometry, x = unfolded(layer, x)
-        matrix = self.matrix(layer).detach()
-        out: Tensor = _Feedback.apply(*autocast(x, layer.weight, layer.bias, matrix), geometry)
+        tensors = autocast(x, layer.weight, layer.bias, self.matrix(layer))
+        out: Tensor = _Feedback.apply(*tensors, geometry)
         return out
 
 
@@ -110,9 +110,10 @@ class FixedRandomMagnitudeFeedback(FeedbackRule):
 @final
 @RULES.register("brsf")
 class BatchRandomMagnitudeFeedback(FeedbackRule):
-    """B = |M_t|∘sign(W), M_t drawn afresh once per optimiser step. State: `stream` = (seed, draws so far).
+    """B = |M_t|∘sign(W), M_t drawn afresh once per optimiser step. State: `stream` = (seed, steps so far).
 
-    M_t is a function of the stream's state, so a restored state dict goes on with the same draws.
+    M_t is a function of the stream's state, so a restored state dict goes on with the same draws. With
+    `brsf_redraw="forward"` it also depends on the number of forward passes since the last step.
     """
 
     stream: Tensor
@@ -125,27 +126,35 @@ class BatchRandomMagnitudeFeedback(FeedbackRule):
         self._forwards = 0
         self.register_buffer("stream", torch.tensor([draw.seed, 0]))
         self.register_buffer("magnitude", torch.empty_like(layer.weight, requires_grad=False), persistent=False)
-        self._draw()
-        self.register_load_state_dict_post_hook(_redraw)  # type: ignore[no-untyped-call]
+        self.restart()
+        self.register_load_state_dict_post_hook(_follow)  # type: ignore[no-untyped-call]
 
     def matrix(self, layer: Layer) -> Tensor:
+        magnitude = self.magnitude
         if self.options.brsf_redraw == "forward":
+            # A draw of its own, not the buffer's: a forward pass changes no buffer.
             self._forwards += 1
-            self._draw()
-        return self.magnitude * layer.weight.sign()
+            magnitude = self._drawn()
+        return magnitude * layer.weight.sign()
 
     def step(self, layer: Layer) -> None:
         del layer
         self.stream[1] += 1
-        self._draw()
+        self.restart()
 
-    def _draw(self) -> None:
+    def restart(self) -> None:
+        """Make the magnitudes those that the stream prescribes right after a step."""
+        self._forwards = 0
+        self.magnitude.copy_(self._drawn())
+
+    def _drawn(self) -> Tensor:
         seed, count = self.stream.tolist()
         draw = Draw(seed, self._layer_name, self.options)
-        self.magnitude.copy_(draw.uniform(self.magnitude.shape, self._bound, f"brsf {count} {self._forwards}").abs())
+        magnitude = draw.uniform(self.magnitude.shape, self._bound, f"brsf {count} {self._forwards}").abs()
+        return magnitude.to(self.magnitude)
 
 
-def _redraw(module: BatchRandomMagnitudeFeedback, keys: object) -> None:
+def _follow(module: BatchRandomMagnitudeFeedback, keys: object) -> None:
     """Make the magnitudes follow a restored stream."""
     del keys
-    module._draw()
+    module.restart()

@@ -108,8 +108,8 @@ def unfolded(layer: Layer, x: Tensor) -> tuple[Geometry, Tensor]:
 
 
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Cast floating tensors as autocast would for a matrix product, so that both passes see one dtype."""
+    """Cast tensors as autocast would for a matrix product, float64 not at all, so that both passes see one dtype."""
     if not torch.is_autocast_enabled(x.device.type):
         return (x, *others)
     dtype = torch.get_autocast_dtype(x.device.type)
-    return tuple(None if t is None else t.to(dtype) for t in (x, *others))
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *others))

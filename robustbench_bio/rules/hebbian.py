@@ -171,7 +171,7 @@ class SoftHebb(Hebbian):
     def change(self, layer: Layer, seen: Seen) -> Tensor:
         """Return η·√(|‖W_o‖₂ − 1| + 1e-10)·Δ_o, Δ divided by its largest entry."""
         weight = layer.weight
-        delta = (seen.correlation - seen.decay * weight).view(_groups(layer), -1)
+        delta = (seen.correlation - seen.decay * weight).reshape(_groups(layer), -1)
         delta = delta / delta.abs().amax(1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
         norm = weight.flatten(1).norm(dim=1).view_as(seen.decay)
         rate: Tensor = self.options.local_lr * ((norm - 1).abs() + NORM_FLOOR).sqrt()

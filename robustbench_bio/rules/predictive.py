@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets.base import Net, weight_layers
-from robustbench_bio.rules.base import InputGradient, Loss, RuleOptions, RuleSet
+from robustbench_bio.rules.base import InputGradient, Loss, RuleOptions, RuleSet, eval_mode
 
 #: Name of the rule; it owns whole networks, so it is no member of the per-layer `RULES`.
 NAME = "pc"
@@ -120,7 +120,7 @@ class PredictiveCoding(RuleSet):
     def _relaxed(self, model: nn.Module, x: Tensor, loss: Loss) -> Iterator[tuple[Tensor, State]]:
         """Give the feed-forward logits and the state after inference, to differentiate inside the block."""
         chain = cast("Net", model).chain()
-        with _eval_mode(chain), torch.autocast(x.device.type, enabled=False):
+        with eval_mode(*chain), torch.autocast(x.device.type, enabled=False):
             states = infer(chain, x, loss, self.options)
             last = next(states)
             logits = last.predictions[-1].detach()
@@ -172,16 +172,3 @@ def _output_error(prediction: Tensor, loss: Loss, beta: float) -> Tensor:
         logits = prediction.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(loss(logits).sum(), logits)
     return -beta * gradient
-
-
-@contextlib.contextmanager
-def _eval_mode(chain: Sequence[nn.Module]) -> Iterator[None]:
-    """Put the stages into eval mode for the duration of the block."""
-    modes = [(module, module.training) for stage in chain for module in stage.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

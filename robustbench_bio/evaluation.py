@@ -47,13 +47,13 @@ def evaluate(
 
     Args:
         model: any module in eval mode, x [n, C, H, W] in [0, 1] → logits [n, K], normalisation inside.
-        data: (x float32 [N, C, H, W] in [0, 1], y int64 [N]).
+        data: (x float32 [N, C, H, W] in [0, 1], y [N] of any integer type).
         attack: name of an attack.
         norm: "linf", "l2", "l1" or "l0", as the attack serves.
         eps: radius in input units (pixels for l0).
         gradient: "exact" differentiates the forward pass; "rule" asks the network's learning rules.
         seed: of the attack's draws; each example has its own stream, so batches do not matter.
-        batch_size: examples attacked together.
+        batch_size: examples attacked together, at least 1.
         precision: of gradient passes, None for the fastest that is safe here; the judge is always float32.
         device: where to run; None is where the model's parameters are.
         ids: row of each example in its data set, 0…N−1 by default.
@@ -73,24 +73,31 @@ def evaluate(
     chosen = make(attack, norm, params)
     x, y = data
     check_data(x, y)
+    x, y = x.detach(), y.long()
+    if batch_size < 1:
+        raise UserError(f"expected batch_size >= 1, got {batch_size}")
     where = torch.device(device) if device is not None else _device_of(model)
     rows = list(range(len(y))) if ids is None else [int(i) for i in ids]
-    if len(set(rows)) != len(y):
-        raise UserError(f"expected one distinct id for each of {len(y)} examples, got {len(set(rows))}")
-    spec = EvalSpec(
-        model=names[0],
-        weights_sha256=fingerprint(model),
-        dataset=names[1],
-        split=names[2],
-        n=len(y),
-        data_sha256=_data_hash(x, y, rows),
-        attack=attack,
-        params=dataclasses.asdict(chosen),
-        norm=norm,
-        eps=eps,
-        gradient=gradient,
-        precision=precision or _fastest_precision(where),
-        seed=seed,
+    if len(rows) != len(y) or len(set(rows)) != len(y):
+        raise UserError(
+            f"expected one distinct id for each of {len(y)} examples, got {len(rows)} ids, {len(set(rows))} distinct"
+        )
+    spec = EvalSpec.read(
+        {
+            "model": names[0],
+            "weights_sha256": fingerprint(model),
+            "dataset": names[1],
+            "split": names[2],
+            "n": len(y),
+            "data_sha256": _data_hash(x, y, rows),
+            "attack": attack,
+            "params": dataclasses.asdict(chosen),
+            "norm": norm,
+            "eps": eps,
+            "gradient": gradient,
+            "precision": precision or _fastest_precision(where),
+            "seed": seed,
+        }
     )
     if store is not None:
         found = store.get(spec)
@@ -130,13 +137,14 @@ class _Run:
         for first in range(0, len(todo), batch_size):
             index = torch.tensor(todo[first : first + batch_size])
             part = self.batch(x[index].to(where), y[index].to(where), [rows[i] for i in index.tolist()])
+            # Before the batch is kept: a later run would take it for a sound part of this measurement.
+            if fingerprint(self.model) != self.spec.weights_sha256:
+                raise AttackViolation(f"parameters or buffers of the network changed under {self.spec.attack}")
             parts.append(part)
             if store:
                 store.put_part(self.spec, part)
             if progress:
                 progress(sum(map(len, parts)), len(rows))
-        if fingerprint(self.model) != self.spec.weights_sha256:
-            raise AttackViolation(f"parameters or buffers of the network changed under {self.spec.attack}")
         result = Result(
             spec=self.spec,
             outcomes_record=Outcomes.joined(parts, rows),

@@ -1,0 +1,165 @@
+"""The forward pass of any network as a graph of plain tensor operations, whatever its modules say of gradients.
+
+A custom autograd function can hand down any gradient it likes: that is how learning rules work, and also how
+a defence can hide. Its forward pass cannot hide: recorded operation by operation (ATen, with `make_fx`) and
+differentiated from there, it yields the true gradient of the function that the network computes.
+"""
+
+import operator
+import weakref
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+_aten = torch.ops.aten
+
+#: Operations that name strides outright, recorded for contiguous inputs.
+_STRIDED = {_aten.as_strided.default, _aten.empty_strided.default, _aten.new_empty_strided.default}
+
+#: Largest difference of logits, relative to their spread, between a network and its trace.
+TOLERANCE = 1e-3
+
+
+class Untraceable(Exception):
+    """The forward pass cannot be recorded; the message says why."""
+
+
+def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
+    """Return the forward pass of `model` as a graph that takes any batch size.
+
+    Batch norms in eval mode are folded into the convolution before them, or become one multiply-add. The graph
+    shares no tensor that it changes with the model, and is cached with it.
+
+    Args:
+        model: in eval mode.
+        x: [n, C, H, W], a few real inputs; the graph must give the model's logits on them.
+
+    Raises:
+        Untraceable: control flow depends on the data, or the graph gives other logits than the model.
+    """
+    found = _cache.get(model)
+    if found is not None and found[0] == _state(model, x) and _agrees(model, found[1], x):
+        return found[1]
+    graph = _record(model, x)
+    _free_of_layout(graph)
+    _fold_norms(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    if not _agrees(model, graph, x):
+        raise Untraceable("the recorded forward pass gives other logits than the network, which is random or stateful")
+    _cache[model] = (_state(model, x), graph)
+    return graph
+
+
+_cache: "weakref.WeakKeyDictionary[nn.Module, tuple[object, fx.GraphModule]]" = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _agrees(model: nn.Module, graph: fx.GraphModule, x: Tensor) -> bool:
+    expected, got = model(x), graph(laid_out(graph, x))
+    if expected.shape != got.shape:
+        return False
+    return bool((expected - got).abs().max() <= TOLERANCE * (expected.std(correction=0) + 1e-6))
+
+
+def _state(model: nn.Module, x: Tensor) -> object:
+    """Return what a trace depends on: where every tensor lies and how often it was written to."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return x.shape[1:], x.dtype, x.device, [(t.data_ptr(), t._version) for t in tensors]
+
+
+def _record(model: nn.Module, x: Tensor) -> fx.GraphModule:
+    # A size that equals the batch's would be taken for it, so the batch gets a size that no axis of x has.
+    batch = next(n for n in (5, 7, 11, 13) if n not in x.shape[1:])
+    probe = x[:1].repeat(batch, 1, 1, 1)
+    try:
+        with torch.no_grad():
+            graph = make_fx(model, tracing_mode="symbolic", _allow_non_fake_inputs=True)(probe)
+    except Exception as error:  # noqa: BLE001  (whatever the user's code raises inside a trace)
+        raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
+    assert isinstance(graph, fx.GraphModule)  # noqa: S101
+    # Constants of the graph are the model's own parameters and buffers: copies, so that folding leaves those alone.
+    for name, value in [*graph.named_parameters(), *graph.named_buffers()]:
+        _set(graph, name, value)
+    return graph
+
+
+def _free_of_layout(module: fx.GraphModule) -> None:
+    """Let the graph take inputs in any order of memory: a view that would need one order becomes a reshape."""
+    for node in module.graph.nodes:
+        if node.target in {_aten.view.default, _aten._unsafe_view.default}:
+            node.target = _aten.reshape.default
+
+
+def laid_out(module: nn.Module, x: Tensor) -> Tensor:
+    """Return x [n, C, H, W] in the order of memory that suits a module: channels last for a trace without strides."""
+    strided = not isinstance(module, fx.GraphModule) or any(n.target in _STRIDED for n in module.graph.nodes)
+    return x.contiguous() if strided else x.contiguous(memory_format=torch.channels_last)
+
+
+def _set(graph: fx.GraphModule, name: str, value: Tensor) -> None:
+    value = value.detach().clone()
+    if value.ndim == 4:
+        value = value.contiguous(memory_format=torch.channels_last)
+    if hasattr(graph, name):
+        delattr(graph, name)
+    graph.register_buffer(name, value, persistent=False)
+
+
+def _fold_norms(module: fx.GraphModule) -> None:
+    """Replace each batch norm by new weights of the convolution before it, or by x·scale + shift."""
+    for i, node in enumerate(list(module.graph.nodes)):
+        if node.target != _aten._native_batch_norm_legit_no_training.default:
+            continue
+        x, weight, bias, mean, variance, _, eps = node.args
+        if any(n is not None and n.op != "get_attr" for n in (weight, bias, mean, variance)):
+            continue
+        scale = 1 / torch.sqrt(_value(module, variance).double() + eps)
+        if weight is not None:
+            scale = scale * _value(module, weight).double()
+        shift = -_value(module, mean).double() * scale
+        if bias is not None:
+            shift = shift + _value(module, bias).double()
+        (normed,) = (use for use in node.users if use.target is operator.getitem and use.args[1] == 0)
+        folded = _into_convolution(module, x, node, scale, shift, i)
+        normed.replace_all_uses_with(folded or _multiply_add(module, x, node, scale, shift, i))
+
+
+def _into_convolution(
+    module: fx.GraphModule, x: fx.Node, norm: fx.Node, scale: Tensor, shift: Tensor, i: int
+) -> fx.Node | None:
+    """Give the convolution `x` the weights that also do what `norm` does; None if somebody else sees its output."""
+    if x.target != _aten.convolution.default or x.args[6]:
+        return None
+    if any(use is not norm and use.target != _aten.sym_size.int for use in x.users):
+        return None
+    weight, bias = x.args[1], x.args[2]
+    if any(isinstance(n, fx.Node) and n.op != "get_attr" for n in (weight, bias)):
+        return None
+    old = _value(module, weight)
+    if bias is not None:
+        shift = shift + _value(module, bias).double() * scale
+    _set(module, f"folded_weight_{i}", (old.double() * scale.view(-1, *[1] * (old.ndim - 1))).to(old.dtype))
+    _set(module, f"folded_bias_{i}", shift.to(old.dtype))
+    with module.graph.inserting_before(x):
+        new = module.graph.get_attr(f"folded_weight_{i}"), module.graph.get_attr(f"folded_bias_{i}")
+    x.args = (x.args[0], *new, *x.args[3:])
+    return x
+
+
+def _multiply_add(module: fx.GraphModule, x: fx.Node, norm: fx.Node, scale: Tensor, shift: Tensor, i: int) -> fx.Node:
+    dtype = _value(module, norm.args[3]).dtype
+    ndim = x.meta["val"].ndim
+    for name, value in (("scale", scale), ("shift", shift)):
+        _set(module, f"{name}_{i}", value.view(1, -1, *[1] * (ndim - 2)).to(dtype))
+    with module.graph.inserting_before(norm):
+        a, b = module.graph.get_attr(f"scale_{i}"), module.graph.get_attr(f"shift_{i}")
+        return module.graph.call_function(_aten.addcmul.default, (b, x, a))
+
+
+def _value(module: fx.GraphModule, node: object) -> Tensor:
+    assert isinstance(node, fx.Node)  # noqa: S101
+    value = getattr(module, str(node.target))
+    assert isinstance(value, Tensor)  # noqa: S101
+    return value
