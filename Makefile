@@ -10,10 +10,10 @@ eval: $(READY)
 	$(BIN)/biorobust eval --model bionas-darts --attack pgd
 
 test: lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2
 
 test-fast: $(READY)
-	$(BIN)/pytest -q -m "not slow and not gpu"
+	$(BIN)/pytest -q -n 2 -m "not slow and not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -86,7 +86,8 @@ def main() -> None:
         sys.stdout.write(json.dumps((native if side == "native" else peer)(cell, options)) + "\n")
         return
     table = Table("attack", "peer", title=common.machine(options.threads))
-    for column in ("peer s", "native s", "first s", "ratio", "peer robust %", "native robust %", "peer MiB", "native MiB"):
+    columns = ("peer s", "native s", "first s", "ratio", "peer robust %", "native robust %", "peer MiB", "native MiB")
+    for column in columns:
         table.add_column(column, justify="right")
     for cell in (c for c in CELLS if options.only.lower() in c.lower()):
         runs: dict[str, list[dict[str, float]]] = {"native": [], "peer": []}
@@ -102,7 +103,8 @@ def main() -> None:
         mine, theirs = mid["native"], mid["peer"]
         table.add_row(
             cell, CELLS[cell][3], f"{theirs['seconds']:.2f}", f"{mine['seconds']:.2f}", f"{mine['first']:.2f}",
-            f"{theirs['seconds'] / mine['seconds']:.1f}", f"{100 * theirs['robust']:.1f}", f"{100 * mine['robust']:.1f}",
+            f"{theirs['seconds'] / mine['seconds']:.1f}",
+            f"{100 * theirs['robust']:.1f}", f"{100 * mine['robust']:.1f}",
             f"{theirs['memory']:.0f}", f"{mine['memory']:.0f}",
         )  # fmt: skip
     Console(width=130).print(table)

@@ -1,6 +1,6 @@
 """How long a person waits before anything happens: import, --help, and the main job.
 
-    python benchmarks/startup.py [--repeats 5]
+python benchmarks/startup.py [--repeats 5]
 """
 
 import argparse

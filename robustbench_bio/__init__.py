@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustbench_bio.api import load_data
+    from robustbench_bio.diagnosis import diagnose
     from robustbench_bio.errors import UserError
     from robustbench_bio.evaluation import evaluate
     from robustbench_bio.store import Store
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Store", "UserError", "__version__", "evaluate", "load_data", "load_model"]
+__all__ = ["Store", "UserError", "__version__", "diagnose", "evaluate", "load_data", "load_model"]
 
 _WHERE = {
     "Store": "store",
     "UserError": "errors",
+    "diagnose": "diagnosis",
     "evaluate": "evaluation",
     "load_data": "api",
     "load_model": "zoo",

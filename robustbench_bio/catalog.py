@@ -4,14 +4,14 @@ from pathlib import Path
 
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
-from robustbench_bio.records import ModelCard, read_toml
+from robustbench_bio.records import AttackPreset, ModelCard, read_toml
 from robustbench_bio.registry import unknown
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_folder(name: str) -> Path:
-    """Return the folder `models` (later also `attacks`, `leaderboards`), in a checkout or in an installed wheel."""
+    """Return the folder `models` or `attacks`, in a checkout or in an installed wheel."""
     installed = _PACKAGE / "_data" / name
     return installed if installed.is_dir() else _PACKAGE.parent / name
 
@@ -63,3 +63,24 @@ def genotype(name: str) -> Genotype:
     if name not in genotype_names():
         raise UserError(unknown("genotype", name, genotype_names()))
     return Genotype.read(data_folder("models") / "genotypes" / f"{name}.toml")
+
+
+def preset_names() -> list[str]:
+    """Return the names of the attack presets in alphabetical order."""
+    return sorted(path.stem for path in data_folder("attacks").glob("*.toml"))
+
+
+def preset(name: str) -> AttackPreset:
+    """Return an attack preset by name, or one from a path that ends in .toml.
+
+    Raises:
+        UserError: no such preset, or one that is not valid.
+    """
+    if name.endswith(".toml"):
+        return read_toml(AttackPreset, Path(name))
+    if name not in preset_names():
+        raise UserError(unknown("preset", name, preset_names()))
+    found = read_toml(AttackPreset, data_folder("attacks") / f"{name}.toml")
+    if found.name != name:
+        raise UserError(f"attacks/{name}.toml: field 'name': expected the file's name {name!r}, got {found.name!r}")
+    return found

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -57,6 +57,7 @@ class Kind(StrEnum):
     rules = "rules"
     datasets = "datasets"
     genotypes = "genotypes"
+    presets = "presets"
     networks = "networks"
 
 
@@ -91,6 +92,9 @@ def eval_command(
         Gradient | None,
         typer.Option(help="Gradient to attack with [default: both if the network has rules]."),
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="Whose attack runs: native, torchattacks, foolbox, autoattack, or all of them.")
+    ] = "native",
     n_examples: Annotated[int | None, typer.Option(help="First N examples of the test split [default: all].")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Examples attacked together.")] = 256,
     precision: Annotated[str, typer.Option(help="Of gradient passes: auto, float32 or bfloat16.")] = "auto",
@@ -116,6 +120,7 @@ def eval_command(
             eps=eps,
             params=_params(param, steps),
             gradient=None if gradient is None else gradient.value,
+            backend=backend,
             n_examples=n_examples,
             batch_size=batch_size,
             precision=precision,
@@ -125,8 +130,55 @@ def eval_command(
             data_root=data_root,
             data_file=data_file,
             progress=progress,
+            notice=lambda line: err.print(line, soft_wrap=True),
         )
     _show(as_json, report.eval_document(results), report.eval_table(results))
+
+
+@app.command()
+def grid(
+    preset: Annotated[str, typer.Argument(help="Name of a preset, see `biorobust list presets`, or path to TOML.")],
+    models: Annotated[str, typer.Option(help="Ids, patterns with *, paths of cards; with commas: 'bionas-*,bp-*'.")],
+    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    n_examples: Annotated[
+        int | None, typer.Option(help="First N of the test split [default: the preset's number].")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the attacks' random draws.")] = 0,
+    device: Device = "auto",
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Folder of results [default: $BIOROBUST_HOME/results].")
+    ] = None,
+    data_root: DataRoot = None,
+    data_file: DataFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run every attack of a preset on many networks and rank them; continue where an interrupted run stopped.
+
+    Writes results.csv, table.md and, for attacks at several radii, eps-curve.png and .svg into OUT/grid-PRESET.
+    """
+    from robustbench_bio import grid as grids
+    from robustbench_bio import grid_report
+    from robustbench_bio.store import default_home
+
+    folder = out_dir or default_home() / "results"
+    with _bar("attacking") as progress:
+        found = grids.run(
+            preset,
+            models,
+            dataset=dataset,
+            n_examples=n_examples,
+            seed=seed,
+            device=device,
+            out=folder,
+            data_root=data_root,
+            data_file=data_file,
+            progress=progress,
+            notice=err.print,
+        )
+    files = grid_report.write(found, folder / f"grid-{found.preset.name}")
+    _show(as_json, grid_report.document(found, files), grid_report.table(found))
+    if not as_json:
+        out.print(f"written to {files[0].parent}: {', '.join(path.name for path in files)}", highlight=False)
 
 
 @app.command()
@@ -175,9 +227,41 @@ def train(
     _show(as_json, runs.document(run), runs.table(run))
 
 
+@app.command()
+def diagnose(
+    model: Annotated[str, typer.Option(help="Id of the zoo, or path of a card that ends in .toml.")],
+    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: Annotated[str, typer.Option(help="Radius in input units, such as 8/255.")] = "8/255",
+    n_examples: Annotated[int, typer.Option(min=1, help="Correctly classified examples to look at.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    data_file: DataFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for gradient masking: may this network's robustness be believed?"""
+    from robustbench_bio import campaign, report
+
+    with _bar("probing") as progress:
+        found = campaign.diagnose_model(
+            model,
+            dataset=dataset,
+            norm=norm,
+            eps=eps,
+            n_examples=n_examples,
+            seed=seed,
+            device=device,
+            data_root=data_root,
+            data_file=data_file,
+            progress=progress,
+        )
+    _show(as_json, {"model": model, "dataset": dataset} | found.document(), report.diagnosis_table(model, found))
+
+
 @app.command("list")
 def list_command(kind: Kind, as_json: AsJson = False) -> None:
-    """List models, attacks, rules, data sets, genotypes or networks."""
+    """List models, attacks, rules, data sets, genotypes, presets or networks."""
     from robustbench_bio import describe
 
     rows = describe.listing(kind.value)
@@ -195,7 +279,7 @@ def show(
     dataset: Annotated[str, typer.Option(help="Which of a model's networks.")] = "digits",
     as_json: AsJson = False,
 ) -> None:
-    """Show one model, attack, rule, data set, genotype or network."""
+    """Show one model, attack, rule, data set, genotype, preset or network."""
     from robustbench_bio import describe
 
     facts = describe.facts(name, dataset)
@@ -213,7 +297,7 @@ def _params(pairs: Sequence[str] | None, steps: int | None) -> dict[str, Any]:
     return parse_pairs([*(pairs or []), *([] if steps is None else [f"steps={steps}"])])
 
 
-def _show(as_json: bool, document: dict[str, Any], table: Table) -> None:
+def _show(as_json: bool, document: dict[str, Any], table: RenderableType) -> None:
     if as_json:
         sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
     else:

@@ -29,14 +29,14 @@ def listing(kind: str) -> dict[str, str]:
                 name: f"{len(cls.classes)} classes, {_times(cls.shape)}; {cls.licence}"
                 for name, cls in DATASETS.items()
             }
-        case "genotypes":
-            return {name: catalog.genotype(name).source for name in catalog.genotype_names()}
+        case "genotypes" | "presets":
+            return _file_lines(kind)
         case _:
             return {name: _purpose(cls) for name, cls in NETS.items()}
 
 
 def facts(name: str, dataset: str = "digits") -> dict[str, Any]:
-    """Return field → value for one thing, looked for among models, attacks, rules, data sets, genotypes, networks.
+    """Return field → value for one thing: a model, attack, rule, data set, genotype, preset or network.
 
     Raises:
         UserError: nothing is called that.
@@ -62,8 +62,8 @@ def facts(name: str, dataset: str = "digits") -> dict[str, Any]:
             "classes": list(data.classes),
             "licence": data.licence,
         }
-    if name in catalog.genotype_names():
-        return {"kind": "genotype", **catalog.genotype(name).model_dump(mode="json")}
+    if name in catalog.genotype_names() or name in catalog.preset_names():
+        return _file_facts(name)
     if name in NETS:
         return {"kind": "network", "about": inspect.getdoc(NETS.get(name)) or ""}
     known = [
@@ -72,6 +72,7 @@ def facts(name: str, dataset: str = "digits") -> dict[str, Any]:
         *rule_names(),
         *DATASETS.names(),
         *catalog.genotype_names(),
+        *catalog.preset_names(),
     ]
     raise UserError(unknown("name", name, known))
 
@@ -111,6 +112,19 @@ def _model_line(name: str) -> str:
     card = catalog.card(name)
     trained = ", ".join(sorted(d for d, entry in card.datasets.items() if entry.weights))
     return f"{card.title} [{trained or 'no weights'}]"
+
+
+def _file_lines(kind: str) -> dict[str, str]:
+    if kind == "genotypes":
+        return {name: catalog.genotype(name).source for name in catalog.genotype_names()}
+    presets = [catalog.preset(name) for name in catalog.preset_names()]
+    return {p.name: f"{p.title} [{', '.join(dict.fromkeys(cell.attack for cell in p.cells))}]" for p in presets}
+
+
+def _file_facts(name: str) -> dict[str, Any]:
+    if name in catalog.genotype_names():
+        return {"kind": "genotype", **catalog.genotype(name).model_dump(mode="json")}
+    return {"kind": "preset", **catalog.preset(name).model_dump(mode="json", exclude_defaults=True)}
 
 
 def _rule(name: str) -> type:

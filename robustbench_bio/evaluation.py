@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_bio.attacks import Attack, Oracle, make
+from robustbench_bio.backends import BACKENDS, NATIVE, Peer, peer
 from robustbench_bio.errors import UserError
 from robustbench_bio.judge import AttackViolation, check_data, checked_logits, fingerprint, gate, judge
 from robustbench_bio.records import EvalSpec, GradientMode, Outcomes, Precision, Provenance, Result, check_eps
@@ -33,6 +34,7 @@ def evaluate(
     norm: Norm = "linf",
     eps: float = 8 / 255,
     gradient: GradientMode = "exact",
+    backend: str = NATIVE,
     seed: int = 0,
     batch_size: int = 256,
     precision: Precision | None = None,
@@ -52,9 +54,11 @@ def evaluate(
         norm: "linf", "l2", "l1" or "l0", as the attack serves.
         eps: radius in input units (pixels for l0).
         gradient: "exact" differentiates the forward pass; "rule" asks the network's learning rules.
+        backend: "native", or the library that runs the attack; its draws belong to batches.
         seed: of the attack's draws; each example has its own stream, so batches do not matter.
         batch_size: examples attacked together, at least 1.
-        precision: of gradient passes, None for the fastest that is safe here; the judge is always float32.
+        precision: of gradient passes, None for the fastest that is safe here; the judge is always float32, and so
+            is every backend but the native one.
         device: where to run; None is where the model's parameters are.
         ids: row of each example in its data set, 0…N−1 by default.
         names: model, data set and split, as the result shall call them.
@@ -70,7 +74,7 @@ def evaluate(
         AttackViolation: the attack left the threat model or changed the network.
     """
     threat = Threat(norm, check_eps(eps, norm))
-    chosen = make(attack, norm, params)
+    chosen = make(attack, norm, params) if backend == NATIVE else peer(backend, attack, norm, params, precision)
     x, y = data
     check_data(x, y)
     x, y = x.detach(), y.long()
@@ -91,11 +95,12 @@ def evaluate(
             "n": len(y),
             "data_sha256": _data_hash(x, y, rows),
             "attack": attack,
-            "params": dataclasses.asdict(chosen),
+            "params": chosen.params if isinstance(chosen, Peer) else dataclasses.asdict(chosen),
             "norm": norm,
             "eps": eps,
             "gradient": gradient,
-            "precision": precision or _fastest_precision(where),
+            "backend": backend,
+            "precision": precision or (_fastest_precision(where) if backend == NATIVE else "float32"),
             "seed": seed,
         }
     )
@@ -103,9 +108,10 @@ def evaluate(
         found = store.get(spec)
         if found is not None:
             return found
-        store.check_writable()
     model = model.to(where)
     oracle = Oracle(model, spec.gradient, spec.precision)
+    if store is not None:
+        store.check_writable()
     gate(model, chosen, oracle, x.to(where), y.to(where), threat)
     run = _Run(model, oracle, chosen, threat, spec)
     return run.over(x, y, rows, batch_size, where, store, progress)
@@ -118,6 +124,11 @@ class _Run:
     attack: Attack
     threat: Threat
     spec: EvalSpec
+
+    @property
+    def name(self) -> str:
+        """The attack, with its library if it is not ours."""
+        return self.spec.attack if self.spec.backend == NATIVE else repr(self.attack)
 
     def over(
         self,
@@ -139,7 +150,7 @@ class _Run:
             part = self.batch(x[index].to(where), y[index].to(where), [rows[i] for i in index.tolist()])
             # Before the batch is kept: a later run would take it for a sound part of this measurement.
             if fingerprint(self.model) != self.spec.weights_sha256:
-                raise AttackViolation(f"parameters or buffers of the network changed under {self.spec.attack}")
+                raise AttackViolation(f"parameters or buffers of the network changed under {self.name}")
             parts.append(part)
             if store:
                 store.put_part(self.spec, part)
@@ -148,7 +159,7 @@ class _Run:
         result = Result(
             spec=self.spec,
             outcomes_record=Outcomes.joined(parts, rows),
-            provenance=_provenance(time.perf_counter() - started, where),
+            provenance=_provenance(time.perf_counter() - started, where, self.spec.backend, self.oracle.notices),
         )
         if store:
             store.put(result)
@@ -163,7 +174,10 @@ class _Run:
         if len(right) > 0:
             rng = ExampleRng(self.spec.seed, [rows[i] for i in right.tolist()], self.spec.attack)
             proposal = self.attack.perturb(self.oracle, x[right], y[right], self.threat, rng)
-            predicted, sizes = judge(self.model, x[right], proposal.x_adv, y[right], self.threat)
+            try:
+                predicted, sizes = judge(self.model, x[right], proposal.x_adv, y[right], self.threat)
+            except AttackViolation as violation:
+                raise AttackViolation(f"{self.name}: {violation}") from None
             adversarial[right] = predicted
             size[right.cpu()] = sizes.float().cpu()
             queries[right], steps[right] = proposal.queries, proposal.steps
@@ -195,12 +209,14 @@ def _data_hash(x: Tensor, y: Tensor, rows: list[int]) -> str:
     return digest.hexdigest()
 
 
-def _provenance(seconds: float, device: torch.device) -> Provenance:
+def _provenance(seconds: float, device: torch.device, backend: str, notices: list[str]) -> Provenance:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
-    packages = {package: metadata.version(package) for package in ("torch", "numpy", "robustbench-bio")}
+    libraries = [] if backend == NATIVE else [BACKENDS.get(backend).library]
+    packages = {package: metadata.version(package) for package in ("torch", "numpy", "robustbench-bio", *libraries)}
     return Provenance(
         seconds=seconds,
         device=f"{name}, {platform.machine()}",
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         packages=packages | {"python": platform.python_version()},
+        notices=notices,
     )

@@ -118,6 +118,10 @@ def parse_primitive(name: str) -> Primitive:
     raise UserError(unknown("operation", name, _SPELLINGS))
 
 
+#: Characters of a genotype file; the parser takes quadratic time, and published genotypes are a tenth of this.
+MAX_TOML = 20_000
+
+
 class Edge(NamedTuple):
     """One edge of a cell.
 
@@ -212,10 +216,14 @@ class Genotype(BaseModel):
         Raises:
             UserError: not TOML, or not a genotype; one line that names the fields.
         """
+        if len(text) > MAX_TOML:
+            raise UserError(f"{origin}: expected at most {MAX_TOML:,} characters, got {len(text):,}")
         try:
-            return cls.model_validate(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as e:
+            document = tomllib.loads(text)
+        except (ValueError, RecursionError) as e:  # also numbers of thousands of digits
             raise UserError(f"{origin}: expected TOML, got {e}: mend that line") from e
+        try:
+            return cls.model_validate(document)
         except ValidationError as e:
             raise UserError(f"{origin}: {_one_line(e)}") from e
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from robustbench_bio.diagnosis import Diagnosis
 from robustbench_bio.records import Result, format_eps
 from robustbench_bio.stats import wilson, worst_case
 from robustbench_bio.store import write_atomically
@@ -22,13 +23,21 @@ def percent(fraction: float) -> str:
 def eval_table(results: Sequence[Result]) -> Table:
     """Return one row per result, the two gradients of one attack beside each other, and the gap between them."""
     first = results[0]
+    legend = "robust accuracy with Wilson 95 % interval; gap = rule − exact; * = from the store"
+    notes = dict.fromkeys(f"note: {text}" for result in results for text in result.provenance.notices)
+    others = any(result.spec.backend != "native" for result in results)
     table = Table(
-        title=f"{first.spec.model} on {first.spec.dataset} ({first.spec.split}, n = {first.n}), "
+        title=f"{first.spec.attack + ': ' if others else ''}{first.spec.model} on {first.spec.dataset} "
+        f"({first.spec.split}, n = {first.n}), "
         f"clean accuracy {percent(first.clean_accuracy)} %",
-        caption="robust accuracy with Wilson 95 % interval; gap = rule − exact; * = from the store",
+        caption="\n".join([legend, *notes]),
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # no narrower than this, no wider than a plain terminal
+        pad_edge=False,
+        show_edge=False,
     )
-    for name in ("attack", "threat", "gradient"):
+    # One attack runs on all backends; 80 columns are too few for both.
+    for name in ("backend" if others else "attack", "threat", "gradient"):
         table.add_column(name, no_wrap=True)
     for name in ("robust %", "gap", "queries", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -36,16 +45,16 @@ def eval_table(results: Sequence[Result]) -> Table:
     for result in results:
         twin = exact.get(_cell(result)) if result.spec.gradient == "rule" else None
         table.add_row(
-            result.spec.attack,
+            result.spec.backend if others else result.spec.attack,
             _threat(result.spec.norm, result.spec.eps),
             result.spec.gradient,
-            _with_interval(sum(result.outcomes_record.robust_correct()), result.n),
+            with_interval(sum(result.outcomes_record.robust_correct()), result.n),
             "" if twin is None else f"{100 * (result.robust_accuracy - twin):+.1f}",
             f"{result.queries_mean:.1f}",
             f"{result.provenance.seconds:.1f}{'*' if result.from_store else ''}",
         )
     for (norm, eps), correct in worst_case(results).items():
-        table.add_row("worst case", _threat(norm, eps), "", _with_interval(sum(correct), len(correct)), style="bold")
+        table.add_row("worst case", _threat(norm, eps), "", with_interval(sum(correct), len(correct)), style="bold")
     return table
 
 
@@ -53,7 +62,8 @@ def _threat(norm: str, eps: float) -> str:
     return f"{norm} {format_eps(eps, norm)}"
 
 
-def _with_interval(successes: int, n: int) -> str:
+def with_interval(successes: int, n: int) -> str:
+    """Return a share as a percentage with its Wilson interval."""
     low, high = wilson(successes, n)
     return f"{percent(successes / n)} [{percent(low)}, {percent(high)}]"
 
@@ -79,10 +89,25 @@ def eval_document(results: Sequence[Result]) -> dict[str, Any]:
         "dataset": first.spec.dataset,
         "n": first.n,
         "clean_accuracy": first.clean_accuracy,
-        "results": [result.summary() for result in results],
+        "results": [result.summary() | {"notices": result.provenance.notices} for result in results],
         "worst_case": worst[0] if len(worst) == 1 else {"by_eps": worst},
         "verdict": None,
     }
+
+
+def diagnosis_table(model: str, found: Diagnosis) -> Table:
+    """Return the checks of a diagnosis, those that fired first, under the verdict."""
+    table = Table(
+        title=f"{model}: {found.verdict}",
+        caption=f"{found.reason}\n{found.n} examples, {found.seconds:.1f} s; ! = fired",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("check", no_wrap=True)
+    table.add_column("measured")
+    for check in sorted(found.checks, key=lambda check: not check.fired):
+        table.add_row("!" if check.fired else "", check.name, check.detail, style="bold" if check.fired else "")
+    return table
 
 
 def write_history(history: Sequence[dict[str, float]], folder: Path) -> None:
@@ -95,7 +120,7 @@ def write_history(history: Sequence[dict[str, float]], folder: Path) -> None:
     writer.writerows(history)
     write_atomically(folder / "history.csv", text.getvalue().encode())
     epochs = [row["epoch"] for row in history]
-    figure, (loss, accuracy) = _figure(columns=2)
+    figure, (loss, accuracy) = new_figure(columns=2)
     loss.plot(epochs, [row["train_loss"] for row in history], label="train")
     loss.set(xlabel="epoch", ylabel="loss")
     for name in ("train_accuracy", "val_accuracy"):
@@ -103,19 +128,21 @@ def write_history(history: Sequence[dict[str, float]], folder: Path) -> None:
             accuracy.plot(epochs, [100 * row[name] for row in history], label=name.split("_")[0])
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)")
     accuracy.legend()
-    _write_figure(figure, folder / "history")
+    write_figure(figure, folder / "history")
 
 
-def _figure(columns: int) -> tuple[Any, Any]:
+def new_figure(columns: int, rows: int = 1, **axes: Any) -> tuple[Any, Any]:
+    """Return a figure that needs no display, and its axes as `subplots` makes them."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * columns, 3.5), layout="constrained")
+    figure = Figure(figsize=(5 * columns, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(rows, columns, **axes)
 
 
-def _write_figure(figure: Any, stem: Path) -> None:
+def write_figure(figure: Any, stem: Path) -> None:
+    """Write a figure as stem.png and stem.svg."""
     for kind in ("png", "svg"):
         data = io.BytesIO()
         figure.savefig(data, format=kind, dpi=150)

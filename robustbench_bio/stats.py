@@ -47,3 +47,32 @@ def worst_case(results: Sequence[Result]) -> dict[tuple[str, float], list[bool]]
         robust = result.outcomes_record.robust_correct()
         stands[cell] = [a and b for a, b in zip(stands.get(cell, robust), robust, strict=True)]
     return stands
+
+
+def mcnemar(stands_a: Sequence[bool], stands_b: Sequence[bool]) -> float:
+    """Return the one-sided exact McNemar p-value for "a stands more often than b" on the same examples.
+
+    Args:
+        stands_a: one bool per example.
+        stands_b: one bool per example, in the same order.
+    """
+    from scipy.stats import binomtest
+
+    only_a = sum(a and not b for a, b in zip(stands_a, stands_b, strict=True))
+    only_b = sum(b and not a for a, b in zip(stands_a, stands_b, strict=True))
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_a, only_a + only_b, 0.5, alternative="greater").pvalue)
+
+
+def median_distance(result: Result) -> float:
+    """Return the median size of the perturbation that turns an example, in the norm of the result.
+
+    Meant for minimum-norm attacks such as min-norm. An example that is wrong already counts with 0, one that still
+    stands with infinity, so the median is infinite where fewer than half of the examples fall within eps.
+    """
+    import statistics
+
+    record = result.outcomes_record
+    states = zip(record.clean_correct(), record.robust_correct(), record.distance, strict=True)
+    return statistics.median((float("inf") if robust else size) if clean else 0.0 for clean, robust, size in states)

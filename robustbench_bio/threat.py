@@ -26,6 +26,23 @@ def _l2(values: Tensor) -> Tensor:
     return norm
 
 
+def _soft_threshold(length: Tensor, room: Tensor, budget: float) -> Tensor:
+    """Return the smallest t >= 0 with Σ min(max(length − t, 0), room) ≤ budget for each row: [n, d], [n, d] → [n].
+
+    The sum falls in straight pieces as t grows; they meet where a value leaves the border of its room or becomes 0.
+    """
+    kinks, order = torch.cat([length, (length - room).clamp_min(0)], 1).sort(dim=1, descending=True)
+    falling = torch.where(order < length.shape[1], 1, -1).cumsum(1)[:, :-1]
+    total = torch.nn.functional.pad((falling * -kinks.diff(dim=1)).cumsum(1), (1, 0))
+    # The piece in which the budget is reached starts at the last kink where the sum is below it.
+    last = ((total < budget).sum(1, keepdim=True) - 1).clamp_min(0)
+    inner = last.clamp_max(falling.shape[1] - 1)
+    slope = falling.gather(1, inner).clamp_min(1)
+    cut = kinks.gather(1, last) - (budget - total.gather(1, last)) / slope
+    within = torch.minimum(length, room).sum(1, keepdim=True) <= budget
+    return torch.where(within, 0, cut.clamp_min(0)).squeeze(1)
+
+
 @dataclass(frozen=True)
 class Threat:
     """All x_adv with ‖x_adv − x‖ ≤ eps inside the box `bounds`.
@@ -72,8 +89,10 @@ class Threat:
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Return the nearest legal point to x_adv around x (for l2: ball, then box, which stays in the ball).
 
-        Both arguments and the result are [n, C, H, W]. Raises `NotImplementedError` for l1 and l0, whose
-        attacks keep to their ball by construction.
+        Both arguments and the result are [n, C, H, W], x within the bounds. For l1 it is the nearest point of
+        ball and box together (Croce & Hein 2021, arXiv:2103.01208, sec. 2.2): ball, then box, would give away much
+        of a budget that few values share. Raises `NotImplementedError` for l0, whose attacks keep to their ball
+        by construction.
         """
         low, high = self.bounds
         match self.norm:
@@ -83,6 +102,12 @@ class Threat:
                 delta = x_adv - x
                 scale = (self.eps / self.size(delta).clamp_min(1e-12)).clamp_max(1.0)
                 return (x + delta * _rows(scale, x)).clamp(low, high)
+            case "l1":
+                delta = x_adv - x
+                room = torch.where(delta > 0, high - x, x - low)
+                length = delta.abs()
+                cut = _soft_threshold(length.flatten(1), room.flatten(1), self.eps)
+                return (x + delta.sign() * (length - _rows(cut, x)).clamp_min(0)).clamp(low, high)
             case _:
                 raise NotImplementedError(f"no projection onto the {self.norm} ball")
 
@@ -96,16 +121,29 @@ class Threat:
                 # The volume within radius r grows as r^d, so U^(1/d) is uniform in the ball.
                 radius = rng.uniform((), x) ** (1 / x[0].numel()) * self.eps
                 delta = direction * _rows(radius / self.size(direction).clamp_min(1e-12), x)
+            case "l1":
+                # d of d + 1 exponential variables over their sum are uniform in the simplex (Barthe et al. 2005).
+                signed = rng.uniform((x[0].numel() + 1,), x) * 2 - 1
+                drawn = -signed.abs().clamp_min(1e-30).log()
+                share = (drawn / drawn.sum(1, keepdim=True) * signed.sign())[:, 1:]
+                delta = self.eps * share.view_as(x)
             case _:
                 raise NotImplementedError(f"no random start in the {self.norm} ball")
         return self.project(x, x + delta)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """Return the unit-norm direction of steepest ascent, argmax over ‖d‖ ≤ 1 of ⟨gradient, d⟩: [n, C, H, W]."""
+        """Return the unit-norm direction of steepest ascent, argmax over ‖d‖ ≤ 1 of ⟨gradient, d⟩: [n, C, H, W].
+
+        For l1 that is a single value of each example, the one with the largest gradient.
+        """
         match self.norm:
             case "linf":
                 return gradient.sign()
             case "l2":
                 return gradient / _rows(_l2(gradient).clamp_min(1e-30), gradient)
+            case "l1":
+                flat = gradient.flatten(1)
+                largest = flat.abs().argmax(1, keepdim=True)
+                return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
             case _:
                 raise NotImplementedError(f"no steepest direction for {self.norm}")

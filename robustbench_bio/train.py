@@ -147,7 +147,10 @@ class _Loop:
         x = self.x[rows.to(self.device)].float() / 255
         y = self.y[rows.to(self.device)]
         x = augment(x, self.recipe, torch_generator(self.seed, "augment", step))
-        torch.manual_seed(torch_generator(self.seed, "network", step).initial_seed())
+        seed = torch_generator(self.seed, "network", step).initial_seed()
+        torch.default_generator.manual_seed(seed)
+        if x.is_cuda:
+            torch.cuda.manual_seed_all(seed)
         self._set_schedules()
         self.optimiser.zero_grad(set_to_none=True)
         logits, losses = self._backward(x, y, rows)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import robustbench_bio as rb
-from robustbench_bio import campaign, catalog, cli
+from robustbench_bio import campaign, catalog, cli, recipes
 from robustbench_bio.datasets import load_data
 from robustbench_bio.records import ModelCard
 
@@ -315,6 +315,22 @@ def test_the_table_shows_both_gradients_and_the_worst_case(
     assert "[bold]" not in text
 
 
+@pytest.mark.parametrize("threat", [("linf", "8.75/255"), ("l2", "0.0123456"), ("linf", "8/255,16/255")])
+def test_no_number_is_cut_off_in_a_plain_terminal(
+    threat: tuple[str, str], call: Call, trained_card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = call("eval", "--model", trained_card, *FAST, "--norm", threat[0], "--eps", threat[1]).out
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for eps in threat[1].split(","):
+        assert f"{threat[0]} {eps}" in text
+    # Title, header, rule, two gradients and the worst case of each radius, a caption of one or two lines.
+    assert len([line for line in text.splitlines() if re.match(r"pgd|worst case", line)]) == 3 * len(
+        threat[1].split(",")
+    )
+
+
 def test_brackets_are_shown_and_not_taken_for_markup(
     call: Call, trained_card: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +387,23 @@ def test_a_network_is_trained_shown_and_evaluated(call: Call, tmp_path: Path) ->
     assert "my-usf" in call("show", tmp_path / "run" / "my-usf.toml").out
 
 
+def test_a_card_to_train_anew_claims_no_earlier_training(trained_card: Path) -> None:
+    before = ModelCard.from_toml(trained_card.read_text(), "card").datasets["digits"]
+    card = recipes.prepare(
+        model=str(trained_card), genotype=None, rule="usf", dataset="digits", name="new", seed=4,
+        changes=["recipe.lr=1/8", "net.hidden=[7, 8]", "rules.init=kaiming", "recipe.grad_clip=none",
+                 "recipe.flip=true"],
+    )  # fmt: skip
+    entry = card.datasets["digits"]
+    assert (card.id, card.rule, card.rule_options, entry.seed) == ("new", "usf", {"init": "kaiming"}, 4)
+    assert entry.net == {"hidden": [7, 8]}
+    changes = {"lr": 0.125, "grad_clip": None, "flip": True}
+    assert entry.recipe == before.recipe.model_copy(update=changes)
+    assert before.weights is not None
+    assert before.trained_on
+    assert (entry.weights, entry.weights_sha256, entry.val_accuracy, entry.trained_on) == (None, None, None, "")
+
+
 def test_a_file_of_images_is_a_data_set(call: Call, tmp_path: Path) -> None:
     examples = {part: load_data("digits", part, 100) for part in ("train", "test")}
     arrays = {f"{part}_images": e.x[:, 0] for part, e in examples.items()}
@@ -403,6 +436,16 @@ def test_ctrl_c_is_no_traceback(call: Call, trained_card: Path, monkeypatch: pyt
     assert said.err.strip() == "stopped: what is finished is kept, the same command continues"
 
 
+def test_a_complaint_of_several_lines_becomes_one(
+    mistaken: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def complaint(*_: Any, **__: Any) -> NoReturn:
+        raise rb.UserError("expected this,\n  got that")
+
+    monkeypatch.setattr(campaign, "eval_model", complaint)
+    assert mistaken("eval", "--model", "x") == "expected this, got that"
+
+
 def test_help_and_version_are_no_mistakes(call: Call) -> None:
     for arguments in (["--help"], ["eval", "--help"], ["train", "--help"], ["list", "--help"], ["show", "--help"], []):
         said = call(*arguments)
@@ -432,9 +475,10 @@ def test_the_real_command_answers_in_json_and_complains_in_one_line(trained_card
     assert done.stderr == ""
     assert json.loads(done.stdout)["n"] == 16
     assert len(list((tmp_path / "home" / "results").rglob("*.json"))) == 2
-    wrong = shell("eval", "--model", trained_card, "--eps", "8", **home)
+    wrong = shell("eval", "--model", trained_card, "--stepz", "8", **home)
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert wrong.stderr == "error: expected eps in (0, 1], got 8: eps is in input units, did you mean 8/255?\n"
+    assert wrong.stderr.startswith("error: No such option: --stepz")
+    assert wrong.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -97,6 +97,7 @@ def test_every_member_of_the_package_says_what_it_is(registry: Registry[type]) -
         assert registry.get(name) is cls
 
 
+@pytest.mark.slow
 def test_importing_one_member_directly_does_not_hide_the_others() -> None:
     code = (
         "import robustbench_bio.attacks.fgsm\n"

@@ -16,6 +16,7 @@ from robustbench_bio.datasets import Examples, load_data, open_dataset
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets import Net
 from robustbench_bio.records import Adversary, ModelCard, Recipe, TrainedNet
+from robustbench_bio.rng import ExampleRng
 from robustbench_bio.train import Training, accuracy, augment, learning_rate, split, train
 
 CELLS: dict[str, Any] = {"name": "cells", "genotype": "biodarts", "channels": 2, "layers": 3}
@@ -281,7 +282,8 @@ def small_card(**changes: Any) -> ModelCard:
     return ModelCard(id="tiny", title="t", rule="fa", net={"name": "mlp", "hidden": [5]}, datasets={"digits": entry})
 
 
-def test_the_best_epoch_is_kept(digits: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_best_epoch_is_kept(ema: float | None, digits: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.2, 0.7, 0.7, 0.1])
     snapshots: list[dict[str, Tensor]] = []
 
@@ -292,7 +294,7 @@ def test_the_best_epoch_is_kept(digits: Examples, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(training, "accuracy", scripted)
     net = build(CNN)
-    state = train(net, digits, recipe(epochs=4))
+    state = train(net, digits, recipe(epochs=4, ema=ema))
     assert (state.best_epoch, state.val_accuracy) == (3, 0.7)
     assert all(torch.equal(value, snapshots[2][name]) for name, value in net.state_dict().items())
     assert not net.training
@@ -435,17 +437,56 @@ def test_the_loss_of_trades_is_that_of_the_paper(digits: Examples) -> None:
         assert torch.allclose(one, other, atol=1e-6)
 
 
-def test_the_average_of_weights_is_exponential(digits: Examples) -> None:
-    # A decay near one barely leaves the start, a small one follows the weights.
-    start = build(MLP)
-    slow, plain = build(MLP), build(MLP)
-    train(slow, digits, recipe(ema=0.999, select="last"))
-    train(plain, digits, recipe(select="last"))
-    steps = 2 * (len(split(digits.y, 0.2, 0)[0]) // 12)
-    for name, value in slow.named_parameters():
-        way = (plain.get_parameter(name) - start.get_parameter(name)).norm()
-        assert (value - start.get_parameter(name)).norm() < 0.002 * steps * way
-        assert not torch.equal(value, start.get_parameter(name))
+def test_the_average_of_weights_is_exponential_and_only_looks_on(digits: Examples) -> None:
+    averaged, plain = build(MLP), build(MLP)
+    expected = {name: value.detach().clone() for name, value in averaged.named_parameters()}
+
+    def follow(*_: Any) -> None:
+        for name, value in averaged.named_parameters():
+            expected[name] = 0.8 * expected[name] + 0.2 * value.detach()
+
+    state = train(averaged, digits, recipe(ema=0.8, select="last"), progress=follow)
+    for name, value in averaged.named_parameters():
+        assert torch.allclose(value, expected[name], atol=1e-6)
+    losses = [row["train_loss"] for row in train(plain, digits, recipe(select="last")).history]
+    assert [row["train_loss"] for row in state.history] == losses
+    assert not equal(averaged, plain)
+
+
+def test_every_step_draws_anew(digits: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[Any, ...]] = []
+
+    def augmented(x: Tensor, wanted: Recipe, source: torch.Generator) -> Tensor:
+        drawn.append(("augment", *torch.rand(2, generator=source).tolist()))
+        return x
+
+    def streams(seed: int, ids: Tensor, tag: str) -> ExampleRng:
+        drawn.append(("adversary", seed, tag))
+        drawn.append(("order", *ids.tolist()))
+        return ExampleRng(seed, ids, tag)
+
+    monkeypatch.setattr(training, "augment", augmented)
+    monkeypatch.setattr(training, "ExampleRng", streams)
+    for seed in (0, 1):
+        train(build(MLP), digits, recipe(adversary=PGD), seed=seed)
+    steps = 2 * 2 * (len(split(digits.y, 0.2, 0)[0]) // 12)
+    assert len(drawn) == len(set(drawn)) == 3 * steps
+
+
+def test_an_epoch_goes_once_over_the_examples(digits: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def augmented(x: Tensor, wanted: Recipe, source: torch.Generator) -> Tensor:
+        seen.append(x)
+        return x
+
+    monkeypatch.setattr(training, "augment", augmented)
+    train(build(MLP), digits, recipe(epochs=1, batch_size=13))
+    assert [len(x) for x in seen] == [13] * 4
+    rows = {row.numpy().tobytes() for row in torch.cat(seen)}
+    fit = split(digits.y, 0.2, 0)[0]
+    assert len(rows) == 52
+    assert rows <= {(image / np.float32(255)).tobytes() for image in digits.x[fit.numpy()].astype(np.float32)}
 
 
 def test_local_rules_keep_the_optimiser_away_from_their_weights(digits: Examples) -> None:

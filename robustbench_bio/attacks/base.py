@@ -33,9 +33,11 @@ class Attack(ABC):
 
     Class attributes:
         norms: the threat models it serves.
+        needs: parameters whose default is None and which the caller must set.
     """
 
     norms: ClassVar[frozenset[Norm]]
+    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
@@ -71,15 +73,18 @@ def make(name: str, norm: Norm, params: dict[str, Any]) -> Attack:
         raise UserError(f"attack {name} serves {', '.join(sorted(cls.norms))}, got norm {norm!r}")
     fields = [field.name for field in dataclasses.fields(cls)]
     hints = get_type_hints(cls)
+    given: dict[str, Any] = {}
     for key, value in params.items():
         if key not in fields:
             raise UserError(unknown(f"parameter of {name}", key, fields))
         allowed = get_args(hints[key]) or (hints[key],)
         if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+            given[key] = float(value)
             continue
         if value not in allowed and type(value) not in allowed:
             raise UserError(f"expected {key} of {name} to be {_kinds(allowed)}, got {value!r}")
-    return cls(**params)
+        given[key] = value
+    return cls(**given)
 
 
 def _kinds(allowed: tuple[Any, ...]) -> str:

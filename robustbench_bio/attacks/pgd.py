@@ -1,5 +1,6 @@
 """Projected gradient descent, and the loop that it shares with its relatives."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -30,6 +31,7 @@ def ascend(
     loss: AttackLoss,
     against: Tensor | None = None,
     early_exit: bool = True,
+    direction: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Proposal:
     """Walk uphill from `start`: x_t+1 = project(x_t + step_size · steepest(∇loss(logits, against))).
 
@@ -48,6 +50,8 @@ def ascend(
         loss: what to increase, a function of the logits and of the rows of `against`.
         against: one row per example for the loss; the labels by default.
         early_exit: False walks all steps with all examples and returns the last points.
+        direction: from the gradients [m, C, H, W] and the rows of `x` [m] that they belong to, the directions of
+            the step; by default that of steepest ascent.
     """
     against = y if against is None else against
     x_adv = start.clone()
@@ -74,7 +78,8 @@ def ascend(
         alive, gradient, point = alive[~fallen], gradient[~fallen], point[~fallen]
         if len(alive) == 0:
             break
-        x_adv[alive] = threat.project(x[alive], point + step_size * threat.steepest(gradient))
+        move = threat.steepest(gradient) if direction is None else direction(gradient, alive)
+        x_adv[alive] = threat.project(x[alive], point + step_size * move)
         made[alive] += 1
     return Proposal(x_adv, queries, made)
 

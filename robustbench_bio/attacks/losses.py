@@ -1,0 +1,76 @@
+"""Losses that attacks climb, per example; positive margins mean that the network is fooled."""
+
+import torch
+from torch import Tensor
+
+from robustbench_bio.attacks.oracle import AttackLoss, Oracle
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest logit of the other classes minus that of y: [n, K], labels [n] → [n]."""
+    return _others(logits, y).amax(1) - _of(logits, y)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, arXiv:2003.01690, eq. 6): [n, K >= 3], labels [n] → [n].
+
+    The margin over the gap between first and third logit; like the margin's sign it ignores scale and shift of
+    the logits, which make the cross-entropy's gradient vanish.
+    """
+    top = logits.topk(3, dim=1).values
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_margin(logits: Tensor, pair: Tensor) -> Tensor:
+    """Logit of the target minus that of the label: [n, K], (label, target) [n, 2] → [n]."""
+    return _of(logits, pair[:, 1]) - _of(logits, pair[:, 0])
+
+
+def targeted_dlr(logits: Tensor, pair: Tensor) -> Tensor:
+    """Targeted difference of logits ratio (Croce & Hein 2020, eq. 7): [n, K >= 4], (label, target) [n, 2] → [n]."""
+    top = logits.topk(4, dim=1).values
+    return targeted_margin(logits, pair) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def dlr_if_possible(model: Oracle) -> AttackLoss:
+    """Return `dlr`, or `margin` with a notice on networks of two classes, where there is no third logit."""
+    return _with_enough_classes(model, dlr, margin, 3)
+
+
+def targeted_dlr_if_possible(model: Oracle) -> AttackLoss:
+    """Return `targeted_dlr`, or `targeted_margin` with a notice on networks of fewer than four classes."""
+    return _with_enough_classes(model, targeted_dlr, targeted_margin, 4)
+
+
+def likely_targets(model: Oracle, x: Tensor, y: Tensor, targets: int) -> Tensor:
+    """Return the most likely wrong classes in falling order: int64 [n, min(targets, K − 1)]; costs one query each."""
+    logits = model.logits(x)
+    wrong = logits.shape[1] - 1
+    if wrong < targets:
+        notice(model, f"{targets} target classes asked for, {wrong} used: the network has {wrong + 1} classes")
+    return _others(logits, y).topk(min(targets, wrong), dim=1).indices
+
+
+def notice(model: Oracle, text: str) -> None:
+    """Tell the reader of the result once."""
+    if text not in model.notices:
+        model.notices.append(text)
+
+
+def _with_enough_classes(model: Oracle, ratio: AttackLoss, difference: AttackLoss, needed: int) -> AttackLoss:
+    def loss(logits: Tensor, against: Tensor) -> Tensor:
+        classes = logits.shape[1]
+        if classes >= needed:
+            return ratio(logits, against)
+        notice(model, f"the DLR loss needs {needed} classes, the network has {classes}: its margin was climbed instead")
+        return difference(logits, against)
+
+    return loss
+
+
+def _of(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes[:, None]).squeeze(1)
+
+
+def _others(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.scatter(1, y[:, None], torch.full_like(logits[:, :1], -torch.inf))

@@ -1,0 +1,42 @@
+"""Random noise: what any attack must beat."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
+from robustbench_bio.attacks.oracle import Oracle
+from robustbench_bio.rng import ExampleRng
+from robustbench_bio.threat import Norm, Threat
+
+
+@final
+@ATTACKS.register("noise")
+@dataclass(frozen=True, kw_only=True)
+class Noise(Attack):
+    """Points drawn uniformly from the ball, until one fools the network.
+
+    Args:
+        queries: points tried at most.
+    """
+
+    norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
+
+    queries: int = 10
+
+    def __post_init__(self) -> None:
+        at_least(queries=(self.queries, 1))
+
+    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+        found = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
+        alive = torch.arange(len(y), device=y.device)
+        for _ in range(self.queries):
+            tried = threat.random_start(x[alive], rng.take(alive))
+            found.x_adv[alive] = tried
+            found.queries[alive] += 1
+            alive = alive[~model.fooled(tried, y[alive])]
+            if len(alive) == 0:
+                break
+        return found

@@ -1,0 +1,315 @@
+"""Many networks under the attacks of a preset: what is run, and the ranking that comes of it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from robustbench_bio import catalog, zoo
+from robustbench_bio.api import tensors
+from robustbench_bio.attacks import ATTACKS, make, rules_of
+from robustbench_bio.campaign import pick_device
+from robustbench_bio.datasets import load_data, open_dataset
+from robustbench_bio.datasets.base import Examples
+from robustbench_bio.errors import UserError
+from robustbench_bio.evaluation import evaluate
+from robustbench_bio.records import AttackPreset, GradientMode, PresetCell, Result, Scalar, check_eps, parse_eps
+from robustbench_bio.registry import unknown
+from robustbench_bio.stats import worst_case
+from robustbench_bio.store import Store, default_home
+from robustbench_bio.threat import Norm
+
+#: Parameters of attacks that are lengths in input units, and so follow the unit of eps.
+LENGTHS = frozenset({"step_size", "start_sigma"})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack at one radius with one gradient.
+
+    Attributes:
+        attack: name of the attack.
+        norm: of the threat model.
+        eps: radius in input units (pixels for l0).
+        written: the radius as the preset writes it, with σ where it is in units of the data's standard deviation.
+        gradient: which gradient the attack follows.
+        params: parameters of the attack that the preset sets, lengths in input units.
+    """
+
+    attack: str
+    norm: Norm
+    eps: float
+    written: str
+    gradient: GradientMode
+    params: dict[str, Scalar]
+
+    def column(self) -> tuple[object, ...]:
+        """Return what two cells share that differ in nothing but the gradient."""
+        return self.attack, self.norm, self.eps, self.written, tuple(sorted(self.params.items()))
+
+    def settings(self) -> list[str]:
+        """Return the parameters, which tell this cell from another of the same attack and threat model."""
+        return [f"{name}={value}" for name, value in self.params.items()]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network in a grid.
+
+    Attributes:
+        model: id of the zoo, or name of a card file.
+        results: one for each cell of the grid; None for a rule gradient of a network without rules.
+        rank: 1 is best, networks that are equal share it; 0 before the ranking.
+    """
+
+    model: str
+    results: tuple[Result | None, ...]
+    rank: int = 0
+
+    @property
+    def measured(self) -> list[Result]:
+        """The results that there are."""
+        return [result for result in self.results if result is not None]
+
+    @cached_property
+    def stands(self) -> dict[tuple[str, float], list[bool]]:
+        """Which examples withstand every attack and gradient, for each (norm, eps)."""
+        return worst_case(self.measured)
+
+    def worst(self, threat: tuple[str, float]) -> float:
+        """Return the fraction of the examples that withstand everything within a threat model."""
+        return sum(self.stands[threat]) / len(self.stands[threat])
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Fraction of examples classified correctly without an attack."""
+        return self.measured[0].clean_accuracy
+
+
+@dataclass(frozen=True)
+class GridResult:
+    """A finished grid.
+
+    Attributes:
+        preset: the attacks.
+        dataset: name of the data set.
+        n: examples of the test split that were attacked.
+        sigma: mean standard deviation of the data set, the unit of radii written with σ.
+        cells: columns of the grid.
+        rows: networks, best first.
+        skipped: network → why it was left out.
+    """
+
+    preset: AttackPreset
+    dataset: str
+    n: int
+    sigma: float
+    cells: tuple[Cell, ...]
+    rows: tuple[Row, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """(norm, eps) of the threat model whose worst case ranks the networks."""
+        chosen = self.preset.headline()
+        return chosen.norm, chosen.value()
+
+
+def ranked(rows: Iterable[Row], threat: tuple[str, float]) -> tuple[Row, ...]:
+    """Return the rows, largest worst case within `threat` first, then larger clean accuracy, then by name.
+
+    Rows of equal worst case share their rank, and the next rank counts them all: 1, 2, 2, 4.
+    """
+    order = sorted(rows, key=lambda row: (-row.worst(threat), -row.clean_accuracy, row.model))
+    scores = [row.worst(threat) for row in order]
+    return tuple(Row(row.model, row.results, 1 + scores.index(score)) for row, score in zip(order, scores, strict=True))
+
+
+def shared_meter(result: Result) -> float:
+    """Return what one meter shows that is fed clean and adversarial batches alike: the mean of both accuracies.
+
+    The released BioNAS code reports this as robust accuracy. There, an example that is wrong from the start counts
+    as robust if the attack happens to mend it; here it never does.
+    """
+    return (result.clean_accuracy + result.robust_accuracy) / 2
+
+
+def planned(preset: AttackPreset, sigma: float) -> tuple[Cell, ...]:
+    """Return the cells of a preset, in its order, after checking attacks and parameters.
+
+    Args:
+        preset: the attacks.
+        sigma: mean standard deviation of the data set in input units.
+
+    Raises:
+        UserError: an unknown attack or parameter, a norm that the attack does not serve, a missing parameter, a
+            radius that is too large.
+    """
+    return tuple(
+        _cell(preset.name, found, eps, gradient, sigma)
+        for found in preset.cells for eps in found.eps for gradient in found.gradients
+    )  # fmt: skip
+
+
+def _cell(preset: str, found: PresetCell, written: str, gradient: GradientMode, sigma: float) -> Cell:
+    params, eps = found.params, parse_eps(written)
+    try:
+        make(found.attack, found.norm, params)
+        if found.eps_unit == "normalised":
+            eps, written = eps * sigma, f"{written} σ"
+            params = {name: float(v) * sigma if name in LENGTHS else v for name, v in params.items()}
+        check_eps(eps, found.norm)
+    except UserError as error:
+        raise UserError(f"preset {preset}: {error}") from None
+    missing = [name for name in ATTACKS.get(found.attack).needs if name not in params]
+    if missing:
+        raise UserError(f"preset {preset}: expected a value for {missing[0]} of {found.attack}, got none: add it")
+    return Cell(found.attack, found.norm, eps, written, gradient, params)
+
+
+def find_models(patterns: str) -> list[str]:
+    """Return the models that comma-separated ids, paths of cards (.toml) and patterns with * stand for, each once.
+
+    Raises:
+        UserError: a part that no model of the zoo and no file matches.
+    """
+    found: list[str] = []
+    for pattern in (part.strip() for part in patterns.split(",")):
+        known = catalog.model_ids()
+        if pattern.endswith(".toml"):
+            folder, name = Path(pattern).parent, Path(pattern).name
+            matches = sorted(map(str, folder.glob(name))) if "*" in name else [pattern]
+        else:
+            matches = [model for model in known if fnmatchcase(model, pattern)]
+        if not matches:
+            raise UserError(unknown("model", pattern, known))
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def _trained(models: Sequence[str], dataset: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Return label → model for those with weights for a data set, and label → reason for the others."""
+    there: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    for model in models:
+        label = Path(model).stem if model.endswith(".toml") else model
+        if label in there or label in skipped:
+            raise UserError(f"expected models of different names, got {label!r} twice: rename a card file")
+        entry = catalog.card(model).datasets.get(dataset)
+        if entry is not None and entry.weights:
+            there[label] = model
+        else:
+            skipped[label] = f"no weights for {dataset}" if entry else f"nothing trained for {dataset}"
+    if not there:
+        names = ", ".join(skipped)
+        raise UserError(f"expected a model with weights for {dataset}, got {names} without: train one first")
+    return there, skipped
+
+
+def run(
+    preset: str,
+    models: str,
+    *,
+    dataset: str = "digits",
+    n_examples: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: Path | None = None,
+    data_root: Path | None = None,
+    data_file: Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> GridResult:
+    """Run every attack of a preset on every model, or read from the store what was measured before.
+
+    Everything that can be wrong about the call is found before the first attack starts. What is finished is kept
+    batch by batch, so that the same call continues where an interrupted one stopped.
+
+    Args:
+        preset: name of a preset, or path of one that ends in .toml.
+        models: ids, patterns with *, paths of cards; separated by commas.
+        dataset: name of a data set, or path of an .npz.
+        n_examples: first N of the test split; by default as many as the preset says.
+        seed: of the attacks' draws.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        out: folder of results.
+        data_root: where data sets lie.
+        data_file: an .npz that stands in for the data set.
+        progress: called with examples done, their total over the whole grid, and what runs now.
+        notice: called with a line for each model that is skipped for lack of weights.
+
+    Raises:
+        UserError: unknown names, a preset that does not fit the attacks, no model with weights.
+    """
+    chosen = catalog.preset(preset)
+    where = pick_device(device)
+    names, skipped = _trained(find_models(models), dataset)
+    std = open_dataset(dataset, data_file).std
+    sigma = sum(std) / len(std)
+    cells = planned(chosen, sigma)
+    nets = {label: zoo.load_model(name, dataset, device=where, data_file=data_file) for label, name in names.items()}
+    wanted = chosen.n_examples if n_examples is None else n_examples
+    examples = load_data(dataset, "test", wanted, data_root=data_root, data_file=data_file)
+    store = Store(out or default_home() / "results")
+    for label, reason in skipped.items():
+        if notice:
+            notice(f"{label} is skipped: {reason}")
+    total = len(examples) * sum(_applies(cell, net) for net in nets.values() for cell in cells)
+    work = _Work(examples, Path(dataset).stem, seed, where, store, progress, total)
+    rows = [Row(label, tuple(work.measure(label, net, cell) for cell in cells)) for label, net in nets.items()]
+    headline = chosen.headline()
+    best_first = ranked(rows, (headline.norm, headline.value()))
+    return GridResult(chosen, Path(dataset).stem, len(examples), sigma, cells, best_first, skipped)
+
+
+def _applies(cell: Cell, net: nn.Module) -> bool:
+    return cell.gradient == "exact" or rules_of(net) is not None
+
+
+@dataclass
+class _Work:
+    """What all measurements of a grid share, and how many examples are done."""
+
+    examples: Examples
+    dataset: str
+    seed: int
+    device: str
+    store: Store
+    progress: Callable[[int, int, str], None] | None
+    total: int
+    done: int = 0
+
+    def measure(self, label: str, net: nn.Module, cell: Cell) -> Result | None:
+        """Return the result of one cell on one network; None where the network has no rules to attack through."""
+        if not _applies(cell, net):
+            return None
+        line = f"{label}: {cell.attack} {cell.norm} {cell.written}, {cell.gradient} gradient"
+
+        def report(done: int, _: int) -> None:
+            if self.progress:
+                self.progress(self.done + done, self.total, line)
+
+        report(0, 0)
+        params: dict[str, Any] = dict(cell.params)
+        result = evaluate(
+            net,
+            tensors(self.examples),
+            attack=cell.attack,
+            norm=cell.norm,
+            eps=cell.eps,
+            gradient=cell.gradient,
+            seed=self.seed,
+            device=self.device,
+            ids=self.examples.ids.tolist(),
+            names=(label, self.dataset, "test"),
+            store=self.store,
+            progress=report,
+            **params,
+        )
+        self.done += len(self.examples)
+        report(0, 0)
+        return result
