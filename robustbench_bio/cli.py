@@ -283,7 +283,7 @@ def show(
     from robustbench_bio import describe
 
     facts = describe.facts(name, dataset)
-    table = Table(title=name, show_header=False)
+    table = Table(title=name if not name.endswith(".toml") else Path(name).stem, show_header=False)
     table.add_column("field", no_wrap=True)
     table.add_column("value")
     for field, value in facts.items():
