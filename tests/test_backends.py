@@ -187,6 +187,17 @@ def test_without_draws_a_library_proposes_our_points(
     assert not torch.equal(theirs, data[0])
 
 
+def test_tpgd_walks_as_ours_does_from_the_same_start(net: Digits, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    def our_draw(x: Tensor) -> Tensor:
+        return ExampleRng(0, range(len(x))).normal(x.shape[1:], x)
+
+    ours = found_by("native", "tpgd", net, data, steps=5, early_exit=False)
+    monkeypatch.setattr(torch, "randn_like", our_draw)
+    theirs = found_by("torchattacks", "tpgd", net, data, steps=5)
+    # Values of examples whose divergence is zero up to rounding may differ.
+    assert ((ours - theirs).abs() < 1e-5).float().mean() > 0.95
+
+
 @pytest.mark.parametrize(
     ("library", "attack", "params", "rows"),
     [
