@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from robustbench_bio.diagnosis import diagnose
     from robustbench_bio.errors import UserError
     from robustbench_bio.evaluation import evaluate
+    from robustbench_bio.judge import AttackViolation
     from robustbench_bio.store import Store
     from robustbench_bio.zoo import load_model
 
 __version__ = "0.1.0"
 
-__all__ = ["Store", "UserError", "__version__", "diagnose", "evaluate", "load_data", "load_model"]
+__all__ = ["AttackViolation", "Store", "UserError", "__version__", "diagnose", "evaluate", "load_data", "load_model"]
 
 _WHERE = {
+    "AttackViolation": "judge",
     "Store": "store",
     "UserError": "errors",
     "diagnose": "diagnosis",

@@ -1,24 +1,61 @@
 """Measurements by name: a model of the zoo, a data set, an attack at several radii and gradients."""
 
 import itertools
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 
-from robustbench_bio import zoo
+from robustbench_bio import __version__, catalog, zoo
 from robustbench_bio.api import tensors
-from robustbench_bio.attacks import make, rules_of
+from robustbench_bio.attacks import Oracle, make, rules_of
 from robustbench_bio.backends import BACKENDS, NATIVE, names, peer
 from robustbench_bio.datasets import load_data
-from robustbench_bio.diagnosis import Diagnosis, diagnose
+from robustbench_bio.diagnosis import NothingToAttack, diagnose
 from robustbench_bio.errors import UserError
-from robustbench_bio.evaluation import evaluate
-from robustbench_bio.records import GradientMode, Precision, Result, check_eps, parse_eps
+from robustbench_bio.evaluation import data_hash, evaluate
+from robustbench_bio.gradients import Gradient
+from robustbench_bio.judge import fingerprint
+from robustbench_bio.records import Precision, Record, Result, check_eps, parse_eps
 from robustbench_bio.registry import unknown
 from robustbench_bio.store import Store, default_home
 from robustbench_bio.threat import NORMS, Norm, Threat
+from robustbench_bio.verdicts import Diagnosis, contradictions
+
+#: Networks of the zoo that may lend their adversarial examples to a diagnosis.
+TWINS = ("bp-resnet20", "bp-darts")
+
+
+class _Question(Record):
+    """What a probe depends on; its budget is a small part of an evaluation's."""
+
+    version: str = __version__
+    weights_sha256: str
+    data_sha256: str
+    norm: str
+    eps: float
+    gradient: str
+    rules: str
+    seed: int
+    n_examples: int
+    steps: int = 10
+    queries: int = 100
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `biorobust eval` shows.
+
+    Attributes:
+        results: one for each backend, radius and gradient.
+        diagnosis: of a probe of the network and of what the results say of each other; None for l1 and l0.
+    """
+
+    results: list[Result]
+    diagnosis: Diagnosis | None
 
 
 def eval_model(
@@ -29,7 +66,7 @@ def eval_model(
     norm: str = "linf",
     eps: str = "8/255",
     params: dict[str, Any] | None = None,
-    gradient: Literal["exact", "rule", "both"] | None = None,
+    gradient: str | None = None,
     backend: str = NATIVE,
     n_examples: int | None = None,
     batch_size: int = 256,
@@ -41,9 +78,10 @@ def eval_model(
     data_file: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     notice: Callable[[str], None] | None = None,
-) -> list[Result]:
+) -> Evaluation:
     """Evaluate one model of the zoo under one attack at every radius and gradient asked for.
 
+    A short diagnosis at the first radius comes first (`probe`), so that masking is learnt before the time is spent.
     Everything that can be wrong about the call is found before the first attack starts.
 
     Args:
@@ -53,7 +91,7 @@ def eval_model(
         norm: of the threat model.
         eps: radii separated by commas, `8/255` or `0.03`.
         params: parameters of the attack.
-        gradient: None is both for a network with rules, else exact.
+        gradient: as in `evaluate`, or "both" for rule and exact; None is both for a network with rules, else exact.
         backend: "native", a library, or "all": native first, then every library that can do the same.
         n_examples: first N of the test split, all by default.
         batch_size: examples attacked together.
@@ -67,7 +105,7 @@ def eval_model(
         notice: called with one line if "all" has to leave libraries out.
 
     Returns:
-        One result for each backend, radius and gradient, backends first, then radii.
+        One result for each backend, radius and gradient, backends first, then radii; and the verdict.
     """
     if norm not in NORMS:
         raise UserError(unknown("norm", norm, list(NORMS)))
@@ -82,6 +120,8 @@ def eval_model(
     examples = load_data(dataset, "test", n_examples, data_root=data_root, data_file=data_file)
     x, y = tensors(examples)
     modes = gradients(net, gradient)
+    for mode in modes:
+        Oracle(net, mode)  # complains now of a rule gradient without rules
     chosen_precision = None if precision == "auto" else cast("Precision", precision)
 
     def try_out(library: str) -> None:
@@ -90,6 +130,13 @@ def eval_model(
             found.check(net, mode, Threat(norm, radius), x[:1].to(where))
 
     cells = list(itertools.product(_backends(backend, try_out, notice), radii, modes))
+    label = Path(model).stem if model.endswith(".toml") else model
+    store = Store(out or default_home() / "results")
+    store.check_writable()
+    found = probe(
+        net, (x.to(where), y.to(where)), norm=norm, eps=radii[0], gradient=modes[-1], seed=seed, label=label,
+        store=store, progress=progress,
+    )  # fmt: skip
     results: list[Result] = []
     for side, radius, mode in cells:
         before, total = len(results) * len(y), len(cells) * len(y)
@@ -115,13 +162,71 @@ def eval_model(
                 precision=chosen_precision,
                 device=where,
                 ids=examples.ids.tolist(),
-                names=(Path(model).stem if model.endswith(".toml") else model, Path(dataset).stem, "test"),
-                store=Store(out or default_home() / "results"),
+                names=(label, Path(dataset).stem, "test"),
+                store=store,
                 progress=report,
                 **(params or {}),
             )
         )
-    return results
+    return Evaluation(results, found and found.joined(contradictions(results)))
+
+
+def probe(
+    net: torch.nn.Module,
+    data: tuple[torch.Tensor, torch.Tensor],
+    *,
+    norm: str,
+    eps: float,
+    gradient: str,
+    seed: int,
+    label: str,
+    store: Store,
+    n_examples: int = 64,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Diagnosis | None:
+    """Return a short diagnosis of a network, from the store if it was made before.
+
+    Args:
+        net: in eval mode.
+        data: (x, y) on its device.
+        norm: of the threat model; for any but linf and l2 there is no diagnosis, and None is returned.
+        eps: radius.
+        gradient: what the measurement follows; one of rules is held against the exact gradient.
+        seed: of every draw.
+        label: what the network is called.
+        store: where diagnoses are kept.
+        n_examples: correctly classified examples to look at.
+        progress: called before every check.
+
+    Raises:
+        UserError: see `diagnose`; a network without a single correct answer is "inconclusive".
+    """
+    if norm not in ("linf", "l2"):
+        return None
+    kind, rules = Gradient.read(gradient), rules_of(net)
+    asked = "exact" if kind.source == "rule" else str(kind)
+    question = _Question(
+        n_examples=n_examples, weights_sha256=fingerprint(net),
+        data_sha256=data_hash(*data, list(range(len(data[1])))), norm=norm, eps=eps,
+        gradient=asked, seed=seed, rules=json.dumps(rules and [rules.assignment, vars(rules.options)]),
+    )  # fmt: skip
+    found = store.recall(question, label, Diagnosis)
+    if found is not None:
+        return found
+
+    def named(done: int, total: int, name: str) -> None:
+        if progress:
+            progress(done, total, f"probe: {name}")
+
+    try:
+        found = diagnose(
+            net, data, norm=cast("Norm", norm), eps=eps, gradient=asked, seed=seed, progress=named,
+            n_examples=question.n_examples, steps=question.steps, queries=question.queries,
+        )  # fmt: skip
+    except NothingToAttack:
+        return Diagnosis(verdict="inconclusive", reason="no example is classified correctly", checks=[], n=0, seconds=0)
+    store.remember(question, label, found)
+    return found
 
 
 def _backends(asked: str, try_out: Callable[[str], None], notice: Callable[[str], None] | None) -> list[str]:
@@ -143,11 +248,11 @@ def _backends(asked: str, try_out: Callable[[str], None], notice: Callable[[str]
     return kept
 
 
-def gradients(net: torch.nn.Module, asked: Literal["exact", "rule", "both"] | None) -> list[GradientMode]:
-    """Return the gradient modes to measure; the default is both where the network has rules."""
+def gradients(net: torch.nn.Module, asked: str | None) -> list[str]:
+    """Return the gradients to measure; the default is rule and exact where the network has rules, else exact."""
     if asked is None:
         asked = "both" if rules_of(net) is not None else "exact"
-    return ["rule", "exact"] if asked == "both" else [asked]
+    return ["rule", "exact"] if asked == "both" else [str(Gradient.read(asked))]
 
 
 def pick_device(device: str) -> str:
@@ -173,6 +278,8 @@ def diagnose_model(
     dataset: str = "digits",
     norm: str = "linf",
     eps: str = "8/255",
+    gradient: str = "exact",
+    source: str | None = None,
     n_examples: int = 200,
     seed: int = 0,
     device: str = "auto",
@@ -180,7 +287,21 @@ def diagnose_model(
     data_file: Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Diagnosis:
-    """Diagnose one model of the zoo on the test split; arguments as in `eval_model`.
+    """Diagnose one model of the zoo on the test split.
+
+    Args:
+        model: id of the zoo, or path of a card.
+        dataset: name of a data set, or path of an .npz.
+        norm: "linf" or "l2".
+        eps: one radius.
+        gradient: of the white-box attacks, see `diagnose`.
+        source: network whose adversarial examples are tried too; by default the first of `TWINS` that there is.
+        n_examples: correctly classified examples to look at.
+        seed: of every draw.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        data_root: where data sets lie.
+        data_file: an .npz that stands in for the data set.
+        progress: called before every check.
 
     Raises:
         UserError: a norm other than linf and l2, or anything that `eval_model` refuses.
@@ -191,12 +312,25 @@ def diagnose_model(
     where = pick_device(device)
     net = zoo.load_model(model, dataset, device=where, data_file=data_file)
     x, y = tensors(load_data(dataset, "test", data_root=data_root, data_file=data_file))
+    twin = source or _twin(model, dataset)
     return diagnose(
         net,
         (x.to(where), y.to(where)),
         norm=cast("Norm", norm),
         eps=radius,
+        gradient=gradient,
+        source=zoo.load_model(twin, dataset, device=where, data_file=data_file) if twin else None,
         n_examples=n_examples,
         seed=seed,
         progress=progress,
     )
+
+
+def _twin(model: str, dataset: str) -> str | None:
+    """Return a backpropagation network of the zoo for the data set, not the model itself."""
+    there = [
+        name
+        for name in TWINS
+        if name != model and (entry := catalog.card(name).datasets.get(dataset)) and entry.weights
+    ]
+    return there[0] if there else None

@@ -6,12 +6,13 @@ from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
 from robustbench_bio.records import AttackPreset, ModelCard, read_toml
 from robustbench_bio.registry import unknown
+from robustbench_bio.search.space import Space
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_folder(name: str) -> Path:
-    """Return the folder `models` or `attacks`, in a checkout or in an installed wheel."""
+    """Return the folder `models`, `attacks` or `spaces`, in a checkout or in an installed wheel."""
     installed = _PACKAGE / "_data" / name
     return installed if installed.is_dir() else _PACKAGE.parent / name
 
@@ -83,4 +84,25 @@ def preset(name: str) -> AttackPreset:
     found = read_toml(AttackPreset, data_folder("attacks") / f"{name}.toml")
     if found.name != name:
         raise UserError(f"attacks/{name}.toml: field 'name': expected the file's name {name!r}, got {found.name!r}")
+    return found
+
+
+def space_names() -> list[str]:
+    """Return the names of the search spaces in alphabetical order."""
+    return sorted(path.stem for path in data_folder("spaces").glob("*.toml"))
+
+
+def space(name: str) -> Space:
+    """Return a search space by name, or one from a path that ends in .toml.
+
+    Raises:
+        UserError: no such space, or one that is not valid.
+    """
+    if name.endswith(".toml"):
+        return read_toml(Space, Path(name))
+    if name not in space_names():
+        raise UserError(unknown("space", name, space_names()))
+    found = read_toml(Space, data_folder("spaces") / f"{name}.toml")
+    if found.name != name:
+        raise UserError(f"spaces/{name}.toml: field 'name': expected the file's name {name!r}, got {found.name!r}")
     return found

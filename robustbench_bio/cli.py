@@ -3,13 +3,14 @@
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -36,17 +37,12 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 #: Exit status after Ctrl-C, as shells have it.
 _INTERRUPTED = 130
 
+#: Seconds that nobody needs a progress bar for.
+_SOON = 2.0
+
 # What stands in brackets is text (norms, paths, patterns of layers), never markup.
 out = Console(markup=False, emoji=False)
 err = Console(stderr=True, markup=False, emoji=False)
-
-
-class Gradient(StrEnum):
-    """Which gradient an attack follows."""
-
-    exact = "exact"
-    rule = "rule"
-    both = "both"
 
 
 class Kind(StrEnum):
@@ -59,6 +55,8 @@ class Kind(StrEnum):
     genotypes = "genotypes"
     presets = "presets"
     networks = "networks"
+    spaces = "spaces"
+    engines = "engines"
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
@@ -89,8 +87,11 @@ def eval_command(
         list[str] | None, typer.Option("--set", help="Attack parameter as name=value; repeatable.")
     ] = None,
     gradient: Annotated[
-        Gradient | None,
-        typer.Option(help="Gradient to attack with [default: both if the network has rules]."),
+        str | None,
+        typer.Option(
+            help="exact, rule, both, surrogate:NAME, eot:K (mean of K draws), rule+eot:K "
+            "[default: both if the network has rules]."
+        ),
     ] = None,
     backend: Annotated[
         str, typer.Option(help="Whose attack runs: native, torchattacks, foolbox, autoattack, or all of them.")
@@ -112,14 +113,14 @@ def eval_command(
     from robustbench_bio.campaign import eval_model
 
     with _bar("attacking") as progress:
-        results = eval_model(
+        done = eval_model(
             model,
             attack=attack,
             dataset=dataset,
             norm=norm,
             eps=eps,
             params=_params(param, steps),
-            gradient=None if gradient is None else gradient.value,
+            gradient=gradient,
             backend=backend,
             n_examples=n_examples,
             batch_size=batch_size,
@@ -132,7 +133,11 @@ def eval_command(
             progress=progress,
             notice=lambda line: err.print(line, soft_wrap=True),
         )
-    _show(as_json, report.eval_document(results), report.eval_table(results))
+    _show(
+        as_json,
+        report.eval_document(done.results, done.diagnosis),
+        report.eval_table(done.results, done.diagnosis),
+    )
 
 
 @app.command()
@@ -228,11 +233,68 @@ def train(
 
 
 @app.command()
+def search(
+    space: Annotated[str, typer.Option(help="Name of a space, see `biorobust list spaces`, or a path to TOML.")],
+    engine: Annotated[str, typer.Option(help="Name of an engine; see `biorobust list engines`.")] = "darts",
+    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    epochs: Annotated[int | None, typer.Option(help="Of the supernet, or of each candidate's training.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Width of the networks [default: the space's].")] = None,
+    layers: Annotated[int | None, typer.Option(help="Cells of the networks [default: the space's].")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Parameter of the engine as name=value; repeatable.")
+    ] = None,
+    fitness: Annotated[
+        str | None, typer.Option(help="accuracy, loss, robust:pgd5:8/255, or a sum: accuracy=1,robust=0.5.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    max_minutes: Annotated[float | None, typer.Option(help="Stop after this time; the same call continues.")] = None,
+    executor: Annotated[
+        str, typer.Option(help="Who scores candidates: local, or ray ($RAY_ADDRESS or here).")
+    ] = "local",
+    workers: Annotated[int | None, typer.Option(help="Processes that score candidates [default: all cores].")] = None,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="Of forward and backward passes: float32 or bfloat16.")] = "float32",
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the search [default: runs/search-SPACE-ENGINE-DATASET].")
+    ] = None,
+    data_root: DataRoot = None,
+    data_file: DataFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search cells and the learning rules of their operations; continue where an interrupted search stopped.
+
+    Writes genotype.toml (for `biorobust train --genotype`), trace.csv and plots. Only the train split is used.
+    Images under 16 pixels take 4 channels, 3 cells and few epochs unless told otherwise: under three minutes in
+    the space bionas on two cores.
+    """
+    from robustbench_bio import searches
+    from robustbench_bio.campaign import pick_device
+    from robustbench_bio.recipes import parse_pairs
+
+    order = searches.Order(
+        space=space, engine=engine, dataset=dataset, channels=channels, layers=layers, seed=seed, fitness=fitness,
+        params=parse_pairs([*(change or []), *([] if epochs is None else [f"epochs={epochs}"])]),
+        executor=executor, workers=workers, device=pick_device(device), precision=precision,
+        data_root=data_root, data_file=data_file,
+    )  # fmt: skip
+    folder = out_dir or Path("runs") / f"search-{Path(space).stem}-{engine}-{Path(dataset).stem}"
+    with _bar("searching") as progress:
+        run = searches.search(order, folder, max_minutes=max_minutes, progress=progress)
+    _show(as_json, searches.document(run), searches.table(run))
+    if not as_json and (command := searches.next_command(run)):
+        out.print(f"train it: {command}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def diagnose(
     model: Annotated[str, typer.Option(help="Id of the zoo, or path of a card that ends in .toml.")],
     dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
     eps: Annotated[str, typer.Option(help="Radius in input units, such as 8/255.")] = "8/255",
+    gradient: Annotated[str, typer.Option(help="Of the white-box attacks: exact, or eot:K if random.")] = "exact",
+    source: Annotated[
+        str | None, typer.Option(help="Network whose adversarial examples are tried too [default: a bp network].")
+    ] = None,
     n_examples: Annotated[int, typer.Option(min=1, help="Correctly classified examples to look at.")] = 200,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
     device: Device = "auto",
@@ -249,6 +311,8 @@ def diagnose(
             dataset=dataset,
             norm=norm,
             eps=eps,
+            gradient=gradient,
+            source=source,
             n_examples=n_examples,
             seed=seed,
             device=device,
@@ -261,7 +325,7 @@ def diagnose(
 
 @app.command("list")
 def list_command(kind: Kind, as_json: AsJson = False) -> None:
-    """List models, attacks, rules, data sets, genotypes, presets or networks."""
+    """List models, attacks, rules, data sets, genotypes, presets, networks, spaces or engines."""
     from robustbench_bio import describe
 
     rows = describe.listing(kind.value)
@@ -277,18 +341,27 @@ def list_command(kind: Kind, as_json: AsJson = False) -> None:
 def show(
     name: str,
     dataset: Annotated[str, typer.Option(help="Which of a model's networks.")] = "digits",
+    data_root: DataRoot = None,
+    data_file: DataFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one model, attack, rule, data set, genotype, preset or network."""
+    """Show one model, attack, rule, data set, genotype, preset, network, space or engine.
+
+    Of a model's network also: cost, share of each rule, and for each layer how its feedback and the gradient that it
+    learns from lie to the exact ones.
+    """
     from robustbench_bio import describe
 
-    facts = describe.facts(name, dataset)
+    with _late_bar("measuring") as progress:
+        facts = describe.facts(name, dataset, data_root=data_root, data_file=data_file, progress=progress)
     table = Table(title=name if not name.endswith(".toml") else Path(name).stem, show_header=False)
     table.add_column("field", no_wrap=True)
     table.add_column("value")
     for field, value in facts.items():
-        table.add_row(field, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    _show(as_json, facts, table)
+        if field != describe.LAYERS:
+            table.add_row(field, describe.text(field, value))
+    layers = [describe.layer_table(facts[describe.LAYERS])] if describe.LAYERS in facts else []
+    _show(as_json, facts, Group(table, *layers))
 
 
 def _params(pairs: Sequence[str] | None, steps: int | None) -> dict[str, Any]:
@@ -312,6 +385,22 @@ def _bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(what, total=None, line="")
         yield lambda done, total, line: bar.update(task, completed=done, total=total, line=line)
+
+
+@contextlib.contextmanager
+def _late_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show a progress bar as `_bar` does, but only once the block has run for two seconds."""
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        bars: list[Callable[[int, int, str], None]] = []
+
+        def progress(done: int, total: int, line: str) -> None:
+            if not bars and time.monotonic() - started > _SOON:
+                bars.append(stack.enter_context(_bar(what)))
+            for bar in bars:
+                bar(done, total, line)
+
+        yield progress
 
 
 def main() -> None:

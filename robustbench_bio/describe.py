@@ -2,17 +2,46 @@
 
 import dataclasses
 import inspect
-from typing import Any
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from robustbench_bio import catalog, zoo
+from rich import box
+from rich.table import Table
+from torch import Tensor
+
+from robustbench_bio import catalog, measures, zoo
+from robustbench_bio.api import load_data
 from robustbench_bio.attacks import ATTACKS
-from robustbench_bio.datasets import DATASETS, open_dataset
+from robustbench_bio.datasets import DATASETS, default_root, open_dataset
+from robustbench_bio.datasets.base import Dataset
+from robustbench_bio.datasets.cifar import Cifar
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets import NETS, measure
-from robustbench_bio.nets.base import Net
+from robustbench_bio.nets.base import Net, weight_layers
 from robustbench_bio.records import TrainedNet
-from robustbench_bio.registry import unknown
+from robustbench_bio.registry import Registry, unknown
 from robustbench_bio.rules import RULES, RuleSet, predictive, rule_names
+from robustbench_bio.search.base import ENGINES
+
+#: How much of the train split gradients are measured on, and in batches of which size.
+EXAMPLES, BATCH_SIZE = 512, 64
+
+#: What `show` says of weights that are the trained ones.
+TRAINED = "trained"
+
+#: The field of a model that is a table of its own.
+LAYERS = "layer by layer"
+
+Progress = Callable[[int, int, str], None]
+
+
+class _Data(NamedTuple):
+    """Where a data set lies."""
+
+    root: Path | None
+    file: Path | None
 
 
 def listing(kind: str) -> dict[str, str]:
@@ -29,20 +58,38 @@ def listing(kind: str) -> dict[str, str]:
                 name: f"{len(cls.classes)} classes, {_times(cls.shape)}; {cls.licence}"
                 for name, cls in DATASETS.items()
             }
-        case "genotypes" | "presets":
+        case "genotypes" | "presets" | "spaces":
             return _file_lines(kind)
         case _:
-            return {name: _purpose(cls) for name, cls in NETS.items()}
+            members: Registry[Any] = ENGINES if kind == "engines" else NETS
+            return {name: _purpose(cls) for name, cls in members.items()}
 
 
-def facts(name: str, dataset: str = "digits") -> dict[str, Any]:
-    """Return field → value for one thing: a model, attack, rule, data set, genotype, preset or network.
+def facts(
+    name: str,
+    dataset: str = "digits",
+    *,
+    data_root: Path | None = None,
+    data_file: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return field → value for one thing: a model, attack, rule, data set, genotype, preset, network, space or engine.
+
+    Numbers are numbers, in the unit that the field or its key names. Of a model's network, `LAYERS` holds one row
+    per layer (angles in degrees), and gradients are measured only with trained weights and data that is here.
+
+    Args:
+        name: of the thing.
+        dataset: which of a model's networks.
+        data_root: folder of downloaded data.
+        data_file: an .npz that stands in for the data set.
+        progress: called with steps done, their total and a text, while gradients are measured.
 
     Raises:
         UserError: nothing is called that.
     """
     if name.endswith(".toml") or name in catalog.model_ids():
-        return _model_facts(name, dataset)
+        return _model_facts(name, dataset, _Data(data_root, data_file), progress)
     if name in ATTACKS:
         cls = ATTACKS.get(name)
         defaults = {f.name: f.default for f in dataclasses.fields(cls)}
@@ -62,7 +109,7 @@ def facts(name: str, dataset: str = "digits") -> dict[str, Any]:
             "classes": list(data.classes),
             "licence": data.licence,
         }
-    if name in catalog.genotype_names() or name in catalog.preset_names():
+    if name in [*catalog.genotype_names(), *catalog.preset_names(), *catalog.space_names(), *ENGINES.names()]:
         return _file_facts(name)
     if name in NETS:
         return {"kind": "network", "about": inspect.getdoc(NETS.get(name)) or ""}
@@ -73,11 +120,13 @@ def facts(name: str, dataset: str = "digits") -> dict[str, Any]:
         *DATASETS.names(),
         *catalog.genotype_names(),
         *catalog.preset_names(),
+        *catalog.space_names(),
+        *ENGINES.names(),
     ]
     raise UserError(unknown("name", name, known))
 
 
-def _model_facts(model: str, dataset: str) -> dict[str, Any]:
+def _model_facts(model: str, dataset: str, data: _Data, progress: Progress | None) -> dict[str, Any]:
     card = catalog.card(model)
     found = {
         "kind": "model",
@@ -88,24 +137,162 @@ def _model_facts(model: str, dataset: str) -> dict[str, Any]:
         "datasets": ", ".join(sorted(card.datasets)),
     }
     if dataset in card.datasets:
-        found |= _network_facts(
-            zoo.network(card, card.datasets[dataset], open_dataset(dataset)), card.datasets[dataset]
-        )
+        entry = card.datasets[dataset]
+        net = zoo.network(card, entry, open_dataset(dataset, data.file)).eval()
+        weights = _filled(net, model, entry)
+        examples = _examples(dataset, data) if weights == TRAINED else "nothing: no trained weights"
+        found |= _network_facts(net, entry) | {"weights": weights} | _measured(net, examples, progress)
     return found
+
+
+def _filled(net: Net, model: str, entry: TrainedNet) -> str:
+    """Load a network's trained weights if they are there; say which weights it has now."""
+    if entry.weights is None:
+        return "initial: not trained yet"
+    try:
+        zoo.load_weights(net, catalog.weights_path(model, entry.weights), entry.weights_sha256)
+    except UserError as error:
+        return f"initial: {error}"
+    return TRAINED
+
+
+def _examples(dataset: str, data: _Data) -> tuple[Tensor, Tensor] | str:
+    """Return the slice that gradients are measured on, or why there is none; downloads nothing."""
+    if data.file is None and not _on_disk(open_dataset(dataset), data.root or default_root()):
+        return f"nothing: {dataset} is not in {data.root or default_root()}"
+    try:
+        return load_data(dataset, "train", EXAMPLES, data_root=data.root, data_file=data.file)
+    except UserError as error:
+        return f"nothing: {error}"
+
+
+def _on_disk(source: Dataset, root: Path) -> bool:
+    """Tell whether loading needs no download; who cannot download says so itself."""
+    if not isinstance(source, Cifar):
+        return True
+    import torchvision.datasets
+
+    reader = getattr(torchvision.datasets, source.reader)
+    return any((root / name).exists() for name in (reader.base_folder, reader.filename))
 
 
 def _network_facts(net: Net, entry: TrainedNet) -> dict[str, Any]:
     assert isinstance(net.rules, RuleSet)  # noqa: S101
     shares = measure.shares(net, net.rules.assignment, net.inputs.shape)
+    parameters, macs = measure.parameters(net), sum(share.macs for share in shares.values())
     return {
         "trained on": entry.trained_on or "not trained yet",
-        "held-out accuracy": "unknown" if entry.val_accuracy is None else f"{100 * entry.val_accuracy:.1f} %",
+        "held-out accuracy": "unknown" if entry.val_accuracy is None else entry.val_accuracy,
         "recipe": entry.recipe.model_dump(mode="json", exclude_defaults=True),
-        "parameters": f"{measure.parameters(net):,}",
-        "MACs per example": f"{sum(share.macs for share in shares.values()):,}",
+        "parameters": parameters,
+        "MACs per example": macs,
+        "energy per inference": {
+            "picojoules": round(measure.energy_picojoules(macs), 1),
+            "picojoules_per_mac": measure.MAC_PICOJOULES,
+            "how": f"estimate: {measure.MAC_PICOJOULES} pJ per MAC, float32 at 45 nm, Horowitz 2014; no memory traffic",
+        },
         "weights under each rule": {rule: share.weights for rule, share in shares.items()},
-        "feedback state": f"{sum(b.numel() for b in net.rules.buffers()):,} numbers",
+        "percent of weights": {rule: 100 * share.weights / parameters for rule, share in shares.items()},
+        "feedback memory": {
+            "bytes": measure.feedback_bytes(net.rules),
+            "how": "estimate: what rules store in training besides the weights",
+        },
     }
+
+
+def _measured(net: Net, examples: tuple[Tensor, Tensor] | str, progress: Progress | None) -> dict[str, Any]:
+    """Return what needs the weights' values: of each layer, and of the whole network."""
+    layers = {found.layer: _alignment_facts(found) for found in measures.alignment(net)}
+    for name, layer in weight_layers(net).items():
+        layers[name]["weights"] = layer.weight.numel()
+    if isinstance(examples, str):
+        return {"gradients measured on": examples, LAYERS: list(layers.values())}
+    x, y = examples
+    for angle in measures.gradient_angles(net, x[:BATCH_SIZE], y[:BATCH_SIZE]):
+        row = layers[angle.layer] | {"gradient_angle": angle.angle}
+        row["reasons"] += [angle.reason] if angle.reason else []
+        layers[angle.layer] = row
+    variance = measures.gradient_variance(net, x, y, batch_size=BATCH_SIZE, progress=progress)
+    for found in variance.layers:
+        layers[found.layer]["gradient_variance"] = _pair(found.by_rule, found.exact)
+    return {
+        "gradients measured on": {
+            "split": "train", "examples": len(x), "batches": measures.LEAST_BATCHES, "batch_size": BATCH_SIZE,
+        },
+        "gradient variance": _pair(variance.by_rule, variance.exact) | {"weights": variance.weights},
+        LAYERS: list(layers.values()),
+    }  # fmt: skip
+
+
+def _alignment_facts(found: measures.LayerAlignment) -> dict[str, Any]:
+    return {
+        "layer": found.layer,
+        "rule": found.rule,
+        "angle": found.angle,
+        "weight_ratio": found.ratio,
+        "reasons": [found.reason] if found.reason else [],
+    }
+
+
+def _pair(rule: measures.Variance | None, exact: measures.Variance | None) -> dict[str, Any]:
+    return {
+        side: None if found is None else dataclasses.asdict(found) for side, found in (("rule", rule), ("exact", exact))
+    }
+
+
+def text(field: str, value: Any) -> str:
+    """Return a fact as a person reads it."""
+    if isinstance(value, str):
+        return value
+    if field in _TEXTS:
+        return _TEXTS[field](value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if whole else json.dumps(value, ensure_ascii=False)
+
+
+def _variance_text(found: dict[str, Any]) -> str:
+    def both(key: str) -> str:
+        values = {side: (found[side] or {}).get(key) for side in ("rule", "exact")}
+        return ", ".join(f"{side} {'none' if value is None else f'{value:.3g}'}" for side, value in values.items())
+
+    return f"noise over signal: {both('relative')}\nper weight: {both('per_weight')}\n({found['weights']:,} weights)"
+
+
+#: How the facts that are more than a text or a number read.
+_TEXTS: dict[str, Callable[[Any], str]] = {
+    "held-out accuracy": lambda share: f"{100 * share:.1f} %",
+    "energy per inference": lambda energy: f"{energy['picojoules']:,.0f} pJ ({energy['how']})",
+    "percent of weights": lambda shares: ", ".join(f"{rule} {share:.1f}" for rule, share in shares.items()),
+    "feedback memory": lambda memory: f"{memory['bytes']:,} bytes ({memory['how']})",
+    "gradients measured on": "first {examples} of {split}, variance on {batches} batches of {batch_size}".format_map,
+    "gradient variance": _variance_text,
+}
+
+
+def layer_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return one row per layer: how B lies to W, and the gradient that it learns from to the exact one."""
+    notes = ["angles in degrees; dW: the gradient that the layer learns from against the exact one"]
+    notes += dict.fromkeys(f"–: {reason}" for row in rows for reason in row["reasons"])
+    table = Table(caption="\n".join(notes), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("rule", no_wrap=True)
+    for name in ("weights", "B to W", "‖B‖/‖W‖", "dW"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        ratio = row["weight_ratio"]
+        table.add_row(
+            row["layer"],
+            row["rule"],
+            f"{row['weights']:,}",
+            _degrees(row["angle"]),
+            "–" if ratio is None else f"{ratio:.2f}",
+            _degrees(row.get("gradient_angle")),
+        )
+    return table
+
+
+def _degrees(angle: float | None) -> str:
+    return "–" if angle is None else f"{angle:.1f}"
 
 
 def _model_line(name: str) -> str:
@@ -117,6 +304,9 @@ def _model_line(name: str) -> str:
 def _file_lines(kind: str) -> dict[str, str]:
     if kind == "genotypes":
         return {name: catalog.genotype(name).source for name in catalog.genotype_names()}
+    if kind == "spaces":
+        spaces = [catalog.space(name) for name in catalog.space_names()]
+        return {space.name: f"{space.title} [{len(space.primitives)} primitives]" for space in spaces}
     presets = [catalog.preset(name) for name in catalog.preset_names()]
     return {p.name: f"{p.title} [{', '.join(dict.fromkeys(cell.attack for cell in p.cells))}]" for p in presets}
 
@@ -124,7 +314,24 @@ def _file_lines(kind: str) -> dict[str, str]:
 def _file_facts(name: str) -> dict[str, Any]:
     if name in catalog.genotype_names():
         return {"kind": "genotype", **catalog.genotype(name).model_dump(mode="json")}
+    if name not in catalog.preset_names():
+        return _search_facts(name)
     return {"kind": "preset", **catalog.preset(name).model_dump(mode="json", exclude_defaults=True)}
+
+
+def _search_facts(name: str) -> dict[str, Any]:
+    """Return the facts of an engine, of a search space, or of both where they share a name."""
+    found: dict[str, Any] = {}
+    if name in ENGINES:
+        cls = ENGINES.get(name)
+        defaults = {f.name: f.default for f in dataclasses.fields(cls)}
+        found = {"kind": "engine", "defaults": defaults, "small images": dict(cls.small), "fitness": cls.fitness}
+        found["about"] = inspect.getdoc(cls) or ""
+    if name in catalog.space_names():
+        space = {"kind": "space", **catalog.space(name).model_dump(mode="json")}
+        space |= {f"default {size}": space.pop(size) for size in ("channels", "layers")}
+        found = found | {"space of that name": space} if found else space
+    return found
 
 
 def _rule(name: str) -> type:

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_bio.attacks import Attack, Oracle, make
-from robustbench_bio.backends import BACKENDS, NATIVE, Peer, peer
+from robustbench_bio.backends import BACKENDS, NATIVE, peer
 from robustbench_bio.errors import UserError
+from robustbench_bio.gradients import Gradient
 from robustbench_bio.judge import AttackViolation, check_data, checked_logits, fingerprint, gate, judge
-from robustbench_bio.records import EvalSpec, GradientMode, Outcomes, Precision, Provenance, Result, check_eps
+from robustbench_bio.records import EvalSpec, Outcomes, Precision, Provenance, Result, check_eps
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.store import Store
 from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.voting import VOTES, Voted, is_random
 
 #: Called with the number of examples done so far and their total.
 Progress = Callable[[int, int], None]
@@ -33,7 +35,7 @@ def evaluate(
     attack: str = "pgd",
     norm: Norm = "linf",
     eps: float = 8 / 255,
-    gradient: GradientMode = "exact",
+    gradient: str = "exact",
     backend: str = NATIVE,
     seed: int = 0,
     batch_size: int = 256,
@@ -53,7 +55,9 @@ def evaluate(
         attack: name of an attack.
         norm: "linf", "l2", "l1" or "l0", as the attack serves.
         eps: radius in input units (pixels for l0).
-        gradient: "exact" differentiates the forward pass; "rule" asks the network's learning rules.
+        gradient: "exact" differentiates the forward pass; "rule" asks the network's learning rules;
+            "surrogate:NAME" puts a smooth stand-in under thresholds; "eot:K" averages K draws, and a network that is
+            random is then attacked and judged by its mean answer over 20 draws (`voting.Voted`). Also "rule+eot:K".
         backend: "native", or the library that runs the attack; its draws belong to batches.
         seed: of the attack's draws; each example has its own stream, so batches do not matter.
         batch_size: examples attacked together, at least 1.
@@ -74,6 +78,7 @@ def evaluate(
         AttackViolation: the attack left the threat model or changed the network.
     """
     threat = Threat(norm, check_eps(eps, norm))
+    kind = Gradient.read(gradient)
     chosen = make(attack, norm, params) if backend == NATIVE else peer(backend, attack, norm, params, precision)
     x, y = data
     check_data(x, y)
@@ -86,6 +91,8 @@ def evaluate(
         raise UserError(
             f"expected one distinct id for each of {len(y)} examples, got {len(rows)} ids, {len(set(rows))} distinct"
         )
+    model = model.to(where)
+    votes = VOTES if kind.draws and is_random(model, x[:8].to(where)) else 1
     spec = EvalSpec.read(
         {
             "model": names[0],
@@ -93,33 +100,36 @@ def evaluate(
             "dataset": names[1],
             "split": names[2],
             "n": len(y),
-            "data_sha256": _data_hash(x, y, rows),
+            "data_sha256": data_hash(x, y, rows),
             "attack": attack,
-            "params": chosen.params if isinstance(chosen, Peer) else dataclasses.asdict(chosen),
+            "params": chosen.params,
             "norm": norm,
             "eps": eps,
-            "gradient": gradient,
+            "gradient": str(kind),
             "backend": backend,
             "precision": precision or (_fastest_precision(where) if backend == NATIVE else "float32"),
             "seed": seed,
+            "votes": votes,
         }
     )
     if store is not None:
         found = store.get(spec)
         if found is not None:
             return found
-    model = model.to(where)
-    oracle = Oracle(model, spec.gradient, spec.precision)
+    oracle = Oracle(model, spec.gradient, spec.precision, votes=votes, seed=seed)
+    judged = Voted(model, votes, seed, "judge") if votes > 1 else model
     if store is not None:
         store.check_writable()
-    gate(model, chosen, oracle, x.to(where), y.to(where), threat)
-    run = _Run(model, oracle, chosen, threat, spec)
+    gate(judged, chosen, oracle, x.to(where), y.to(where), threat)
+    oracle.notices += _remarks(kind, votes)
+    run = _Run(model, judged, oracle, chosen, threat, spec)
     return run.over(x, y, rows, batch_size, where, store, progress)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
     model: nn.Module
+    judged: nn.Module
     oracle: Oracle
     attack: Attack
     threat: Threat
@@ -145,6 +155,8 @@ class _Run:
         parts = store.parts(self.spec) if store else []
         done = {row for part in parts for row in part.id}
         todo = [i for i, row in enumerate(rows) if row not in done]
+        if done:
+            self.oracle.notices.append(f"{len(done)} examples come from an earlier run that stopped: not in seconds")
         for first in range(0, len(todo), batch_size):
             index = torch.tensor(todo[first : first + batch_size])
             part = self.batch(x[index].to(where), y[index].to(where), [rows[i] for i in index.tolist()])
@@ -167,7 +179,7 @@ class _Run:
 
     def batch(self, x: Tensor, y: Tensor, rows: list[int]) -> Outcomes:
         """Attack the correctly classified examples of one batch and judge what comes back."""
-        clean = checked_logits(self.model, x, y).argmax(1)
+        clean = checked_logits(self.judged, x, y).argmax(1)
         right = (clean == y).nonzero().flatten()
         adversarial, size = clean.clone(), torch.zeros(len(y))
         queries, steps = torch.zeros_like(y), torch.zeros_like(y)
@@ -175,7 +187,7 @@ class _Run:
             rng = ExampleRng(self.spec.seed, [rows[i] for i in right.tolist()], self.spec.attack)
             proposal = self.attack.perturb(self.oracle, x[right], y[right], self.threat, rng)
             try:
-                predicted, sizes = judge(self.model, x[right], proposal.x_adv, y[right], self.threat)
+                predicted, sizes = judge(self.judged, x[right], proposal.x_adv, y[right], self.threat)
             except AttackViolation as violation:
                 raise AttackViolation(f"{self.name}: {violation}") from None
             adversarial[right] = predicted
@@ -192,6 +204,15 @@ class _Run:
         )
 
 
+def _remarks(kind: Gradient, votes: int) -> list[str]:
+    """Return what a reader must know of a measurement with an expectation over draws."""
+    if votes > 1:
+        return [f"a random network: judged by the mean class probabilities of {votes} forward passes per input"]
+    if kind.draws and kind.source != "rule":
+        return [f"eot:{kind.draws} averages equal gradients: this network is not random, exact gives the same"]
+    return []
+
+
 def _device_of(model: nn.Module) -> torch.device:
     with contextlib.suppress(StopIteration):
         return next(model.parameters()).device
@@ -202,7 +223,8 @@ def _fastest_precision(device: torch.device) -> Precision:
     return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
-def _data_hash(x: Tensor, y: Tensor, rows: list[int]) -> str:
+def data_hash(x: Tensor, y: Tensor, rows: list[int]) -> str:
+    """Return the hash of examples x [N, C, H, W], labels y [N] and their rows in the data set."""
     digest = hashlib.sha256(f"{tuple(x.shape)}|{rows}".encode())
     digest.update(x.detach().cpu().float().contiguous().numpy().tobytes())
     digest.update(y.detach().cpu().long().contiguous().numpy().tobytes())

@@ -1,7 +1,7 @@
 """Many networks under the attacks of a preset: what is run, and the ranking that comes of it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +11,18 @@ from torch import nn
 
 from robustbench_bio import catalog, zoo
 from robustbench_bio.api import tensors
-from robustbench_bio.attacks import ATTACKS, make, rules_of
-from robustbench_bio.campaign import pick_device
+from robustbench_bio.attacks import make, rules_of
+from robustbench_bio.campaign import pick_device, probe
 from robustbench_bio.datasets import load_data, open_dataset
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.errors import UserError
 from robustbench_bio.evaluation import evaluate
-from robustbench_bio.records import AttackPreset, GradientMode, PresetCell, Result, Scalar, check_eps, parse_eps
+from robustbench_bio.records import AttackPreset, PresetCell, Result, Scalar, check_eps, parse_eps
 from robustbench_bio.registry import unknown
 from robustbench_bio.stats import worst_case
 from robustbench_bio.store import Store, default_home
 from robustbench_bio.threat import Norm
+from robustbench_bio.verdicts import Diagnosis, contradictions
 
 #: Parameters of attacks that are lengths in input units, and so follow the unit of eps.
 LENGTHS = frozenset({"step_size", "start_sigma"})
@@ -44,7 +45,7 @@ class Cell:
     norm: Norm
     eps: float
     written: str
-    gradient: GradientMode
+    gradient: str
     params: dict[str, Scalar]
 
     def column(self) -> tuple[object, ...]:
@@ -63,11 +64,13 @@ class Row:
     Attributes:
         model: id of the zoo, or name of a card file.
         results: one for each cell of the grid; None for a rule gradient of a network without rules.
+        diagnosis: of a probe and of what the results say of each other; None where no cell is linf or l2.
         rank: 1 is best, networks that are equal share it; 0 before the ranking.
     """
 
     model: str
     results: tuple[Result | None, ...]
+    diagnosis: Diagnosis | None = None
     rank: int = 0
 
     @property
@@ -126,7 +129,7 @@ def ranked(rows: Iterable[Row], threat: tuple[str, float]) -> tuple[Row, ...]:
     """
     order = sorted(rows, key=lambda row: (-row.worst(threat), -row.clean_accuracy, row.model))
     scores = [row.worst(threat) for row in order]
-    return tuple(Row(row.model, row.results, 1 + scores.index(score)) for row, score in zip(order, scores, strict=True))
+    return tuple(replace(row, rank=1 + scores.index(score)) for row, score in zip(order, scores, strict=True))
 
 
 def shared_meter(result: Result) -> float:
@@ -155,7 +158,7 @@ def planned(preset: AttackPreset, sigma: float) -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
-def _cell(preset: str, found: PresetCell, written: str, gradient: GradientMode, sigma: float) -> Cell:
+def _cell(preset: str, found: PresetCell, written: str, gradient: str, sigma: float) -> Cell:
     params, eps = found.params, parse_eps(written)
     try:
         make(found.attack, found.norm, params)
@@ -165,9 +168,6 @@ def _cell(preset: str, found: PresetCell, written: str, gradient: GradientMode, 
         check_eps(eps, found.norm)
     except UserError as error:
         raise UserError(f"preset {preset}: {error}") from None
-    missing = [name for name in ATTACKS.get(found.attack).needs if name not in params]
-    if missing:
-        raise UserError(f"preset {preset}: expected a value for {missing[0]} of {found.attack}, got none: add it")
     return Cell(found.attack, found.norm, eps, written, gradient, params)
 
 
@@ -259,9 +259,9 @@ def run(
         if notice:
             notice(f"{label} is skipped: {reason}")
     total = len(examples) * sum(_applies(cell, net) for net in nets.values() for cell in cells)
-    work = _Work(examples, Path(dataset).stem, seed, where, store, progress, total)
-    rows = [Row(label, tuple(work.measure(label, net, cell) for cell in cells)) for label, net in nets.items()]
+    work = _Work(examples, Path(dataset).stem, seed, where, store, chosen.probe_examples, progress, total)
     headline = chosen.headline()
+    rows = [work.row(label, net, cells, (headline.norm, headline.value())) for label, net in nets.items()]
     best_first = ranked(rows, (headline.norm, headline.value()))
     return GridResult(chosen, Path(dataset).stem, len(examples), sigma, cells, best_first, skipped)
 
@@ -279,9 +279,28 @@ class _Work:
     seed: int
     device: str
     store: Store
+    probe_examples: int
     progress: Callable[[int, int, str], None] | None
     total: int
     done: int = 0
+
+    def row(self, label: str, net: nn.Module, cells: Sequence[Cell], headline: tuple[str, float]) -> Row:
+        """Probe one network, then run every cell on it."""
+        threats = [headline, *((cell.norm, cell.eps) for cell in cells)]
+        norm, eps = next((threat for threat in threats if threat[0] in ("linf", "l2")), headline)
+        x, y = tensors(self.examples)
+
+        def report(_: int, __: int, name: str) -> None:
+            if self.progress:
+                self.progress(self.done, self.total, f"{label}: {name}")
+
+        found = probe(
+            net, (x.to(self.device), y.to(self.device)), norm=norm, eps=eps, gradient="exact", seed=self.seed,
+            label=label, store=self.store, n_examples=self.probe_examples, progress=report,
+        )  # fmt: skip
+        results = tuple(self.measure(label, net, cell) for cell in cells)
+        measured = [result for result in results if result is not None]
+        return Row(label, results, found and found.joined(contradictions(measured)))
 
     def measure(self, label: str, net: nn.Module, cell: Cell) -> Result | None:
         """Return the result of one cell on one network; None where the network has no rules to attack through."""

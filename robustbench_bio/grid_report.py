@@ -14,7 +14,7 @@ from rich.table import Table
 
 from robustbench_bio.curves import curves, plot
 from robustbench_bio.grid import Cell, GridResult, Row, shared_meter
-from robustbench_bio.records import GradientMode, Result, format_eps
+from robustbench_bio.records import Result, format_eps
 from robustbench_bio.report import percent, with_interval, write_figure
 from robustbench_bio.stats import wilson
 from robustbench_bio.store import write_atomically
@@ -31,15 +31,15 @@ class _Column:
     """Cells that differ in nothing but the gradient."""
 
     head: tuple[str, ...]
-    places: dict[GradientMode, int]
+    places: dict[str, int]
 
-    def value(self, row: Row, gradient: GradientMode) -> Result | None:
+    def value(self, row: Row, gradient: str) -> Result | None:
         place = self.places.get(gradient)
         return None if place is None else row.results[place]
 
 
 def _columns(grid: GridResult) -> list[_Column]:
-    places: dict[tuple[object, ...], dict[GradientMode, int]] = {}
+    places: dict[tuple[object, ...], dict[str, int]] = {}
     cells: dict[tuple[object, ...], Cell] = {}
     for place, cell in enumerate(grid.cells):
         places.setdefault(cell.column(), {})[cell.gradient] = place
@@ -73,6 +73,10 @@ def _worst(grid: GridResult, row: Row) -> str:
     return with_interval(sum(stands), len(stands))
 
 
+def _verdict(row: Row) -> str:
+    return NONE if row.diagnosis is None else row.diagnosis.verdict
+
+
 def _threat(threat: tuple[str, float]) -> str:
     return f"{threat[0]} {format_eps(threat[1], threat[0])}"
 
@@ -89,15 +93,19 @@ def table(grid: GridResult) -> Group:
         title=f"{grid.preset.title}: {grid.dataset} (test, n = {grid.n})",
         caption="worst case over all attacks and gradients, Wilson 95 % interval; gap = largest rule − exact of a cell",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # no narrower than this, no wider than a plain terminal
+        pad_edge=False,
+        show_edge=False,
     )
-    ranking.add_column("#", justify="right")
+    ranking.add_column("#", justify="right", no_wrap=True)
     ranking.add_column("model", no_wrap=True)
     for name in ("clean %", f"worst case %, {_threat(grid.headline)}", "gap"):
         ranking.add_column(name, justify="right", no_wrap=True)
+    ranking.add_column("verdict", no_wrap=True)
     for row in grid.rows:
         gap = _gap(grid, row)
         shown = NONE if gap is None else f"{100 * gap:+.1f}"
-        ranking.add_row(str(row.rank), row.model, percent(row.clean_accuracy), _worst(grid, row), shown)
+        ranking.add_row(str(row.rank), row.model, percent(row.clean_accuracy), _worst(grid, row), shown, _verdict(row))
     columns = _columns(grid)
     starts = range(0, len(columns), COLUMNS)
     blocks = [_block(grid, columns[i : i + COLUMNS], i) for i in starts]
@@ -141,6 +149,8 @@ def document(grid: GridResult, files: Sequence[Path] = ()) -> dict[str, Any]:
                 "worst_case": _worst_document(row, grid.headline),
                 "by_threat": [_worst_document(row, threat) for threat in row.stands],
                 "gap": _gap(grid, row),
+                "verdict": None if row.diagnosis is None else row.diagnosis.verdict,
+                "diagnosis": None if row.diagnosis is None else row.diagnosis.summary(),
                 "results": [
                     _result_document(grid, cell, result) | {"notices": result.provenance.notices}
                     for cell, result in _pairs(grid, row)
@@ -203,6 +213,7 @@ def _csv(grid: GridResult) -> str:
                 "n": grid.n,
                 "seed": result.spec.seed,
             }
+            head["verdict"] = _verdict(row)
             rows.append(head | {"seed": result.spec.seed, "clean_accuracy": row.clean_accuracy} | found)
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
@@ -213,16 +224,18 @@ def _csv(grid: GridResult) -> str:
 
 def _markdown(grid: GridResult) -> str:
     heads = ["#", "model", "gradient", "clean %", *(" ".join(column.head) for column in _columns(grid))]
-    heads.append(f"worst case %, {_threat(grid.headline)}")
+    heads += [f"worst case %, {_threat(grid.headline)}", "verdict"]
     lines = [f"# {grid.preset.title}", "", f"{grid.dataset} (test, n = {grid.n}); robust accuracy in percent.", ""]
-    lines += [_markdown_row(heads), _markdown_row(["--:", "---", "---", *["--:"] * (len(heads) - 3)])]
+    lines += [_markdown_row(heads), _markdown_row(["--:", "---", "---", *["--:"] * (len(heads) - 4), "---"])]
     for row in grid.rows:
         for i, (gradient, values) in enumerate(_lines(grid, row)):
             once = [str(row.rank), row.model] if i == 0 else ["", ""]
-            last = _worst(grid, row) if i == 0 else ""
-            lines.append(_markdown_row([*once, gradient, percent(row.clean_accuracy), *values, last]))
+            last = [_worst(grid, row), _verdict(row)] if i == 0 else ["", ""]
+            lines.append(_markdown_row([*once, gradient, percent(row.clean_accuracy), *values, *last]))
     remarks = ["Worst case over all attacks and gradients, with Wilson 95 % interval.", *_legend(grid).splitlines()]
     lines += ["", *(f"- {remark}" for remark in remarks)]
+    doubts = [row for row in grid.rows if row.diagnosis and row.diagnosis.verdict != "sound"]
+    lines += [f"- {row.model}: {row.diagnosis.verdict}: {row.diagnosis.reason}" for row in doubts if row.diagnosis]
     lines += [f"- skipped: {model}: {reason}" for model, reason in grid.skipped.items()]
     return "\n".join(lines) + "\n"
 

@@ -24,6 +24,7 @@ from pydantic import (
 
 from robustbench_bio import __version__
 from robustbench_bio.errors import UserError
+from robustbench_bio.gradients import Gradient
 from robustbench_bio.registry import unknown
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from robustbench_bio.stats import Interval
 
-GradientMode = Literal["exact", "rule"]
 Precision = Literal["float32", "bfloat16"]
 Scalar = bool | int | float | str
 
@@ -61,6 +61,15 @@ def _file_name(value: str) -> str:
     return value
 
 
+def _gradient(value: str) -> str:
+    try:
+        return str(Gradient.read(value))
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+#: The text of a gradient as `gradients.Gradient` writes it.
+GradientText = Annotated[str, AfterValidator(_gradient)]
 Identifier = Annotated[str, AfterValidator(_identifier)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -289,7 +298,7 @@ class PresetCell(Record):
     """normalised: eps and the attack's lengths are in units of the data set's mean standard deviation."""
     eps: list[str] = Field(min_length=1)
     """Radii as people write them, such as "8/255"; whole pixels for l0."""
-    gradients: list[GradientMode] = Field(default=["rule", "exact"], min_length=1)
+    gradients: list[GradientText] = Field(default=["rule", "exact"], min_length=1)
     """Networks without rules are not attacked with "rule"."""
     params: dict[str, Scalar] = Field(default_factory=dict)
 
@@ -303,7 +312,7 @@ class PresetCell(Record):
 
     @field_validator("gradients")
     @classmethod
-    def _gradients_once_each(cls, gradients: list[GradientMode]) -> list[GradientMode]:
+    def _gradients_once_each(cls, gradients: list[GradientText]) -> list[GradientText]:
         if len(set(gradients)) < len(gradients):
             raise ValueError("expected each gradient once")
         return gradients
@@ -324,6 +333,8 @@ class AttackPreset(Record):
     reference: str = ""
     n_examples: int | None = Field(default=None, ge=1)
     """First N of the test split; all by default."""
+    probe_examples: int = Field(default=64, ge=1)
+    """Correctly classified examples that the probe before the attacks looks at; more where the attacks take long."""
     rank_by: Radius | None = None
     """Threat model whose worst case ranks the networks; the first radius of the first cell by default."""
     robust_meter: Literal["separate", "shared"] = "separate"
@@ -388,10 +399,12 @@ class EvalSpec(Record):
     params: dict[str, Scalar | None]
     norm: Literal["linf", "l2", "l1", "l0"]
     eps: float = Field(ge=0)
-    gradient: GradientMode
+    gradient: GradientText
     backend: str = "native"
     precision: Precision
     seed: int
+    votes: int = Field(default=1, ge=1)
+    """Forward passes whose mean answer counts; 1 for a network that always answers the same."""
 
     def key(self) -> str:
         """Return the hash that identifies this measurement."""

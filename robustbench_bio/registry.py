@@ -26,10 +26,13 @@ class Registry(Generic[T]):
         self._scanned = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that adds its object under `name`; a name taken twice is an error."""
+        """Return a decorator that adds its object under `name`; a name taken twice is an error.
+
+        The same class of the same module may come again, as when the cell of a notebook is run once more.
+        """
 
         def add(member: T) -> T:
-            if name in self._members:
+            if name in self._members and _origin(self._members[name]) != _origin(member):
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._members[name] = member
             return member
@@ -68,6 +71,12 @@ class Registry(Generic[T]):
         except BaseException:
             self._scanned = False  # a plug-in that fails must not hide those after it from the next caller
             raise
+
+
+def _origin(member: object) -> tuple[object, ...]:
+    """Return where a class or function was defined; anything else is only equal to itself."""
+    name = getattr(member, "__qualname__", None)
+    return (getattr(member, "__module__", None), name) if name else (id(member),)
 
 
 def unknown(kind: str, name: str, known: "dict[str, T] | list[str]") -> str:

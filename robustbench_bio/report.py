@@ -9,10 +9,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from robustbench_bio.diagnosis import Diagnosis
 from robustbench_bio.records import Result, format_eps
 from robustbench_bio.stats import wilson, worst_case
 from robustbench_bio.store import write_atomically
+from robustbench_bio.verdicts import Diagnosis
 
 
 def percent(fraction: float) -> str:
@@ -20,8 +20,8 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def eval_table(results: Sequence[Result]) -> Table:
-    """Return one row per result, the two gradients of one attack beside each other, and the gap between them."""
+def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) -> Table:
+    """Return one row per result, the two gradients of one attack beside each other, the gap, and the verdict."""
     first = results[0]
     legend = "robust accuracy with Wilson 95 % interval; gap = rule − exact; * = from the store"
     notes = dict.fromkeys(f"note: {text}" for result in results for text in result.provenance.notices)
@@ -55,7 +55,15 @@ def eval_table(results: Sequence[Result]) -> Table:
         )
     for (norm, eps), correct in worst_case(results).items():
         table.add_row("worst case", _threat(norm, eps), "", with_interval(sum(correct), len(correct)), style="bold")
+    table.title = f"{table.title}\n{verdict_line(diagnosis)}"
     return table
+
+
+def verdict_line(diagnosis: Diagnosis | None) -> str:
+    """Return the verdict and its reason in one line."""
+    if diagnosis is None:
+        return "verdict: none, only linf and l2 are diagnosed"
+    return f"verdict: {diagnosis.verdict} ({diagnosis.reason})"
 
 
 def _threat(norm: str, eps: float) -> str:
@@ -72,7 +80,7 @@ def _cell(result: Result) -> tuple[str, str, str, float]:
     return result.spec.attack, result.spec.backend, result.spec.norm, result.spec.eps
 
 
-def eval_document(results: Sequence[Result]) -> dict[str, Any]:
+def eval_document(results: Sequence[Result], diagnosis: Diagnosis | None = None) -> dict[str, Any]:
     """Return the JSON document of `biorobust eval --json`; accuracies are fractions."""
     first = results[0]
     worst = [
@@ -91,7 +99,8 @@ def eval_document(results: Sequence[Result]) -> dict[str, Any]:
         "clean_accuracy": first.clean_accuracy,
         "results": [result.summary() | {"notices": result.provenance.notices} for result in results],
         "worst_case": worst[0] if len(worst) == 1 else {"by_eps": worst},
-        "verdict": None,
+        "verdict": None if diagnosis is None else diagnosis.verdict,
+        "diagnosis": None if diagnosis is None else diagnosis.summary(),
     }
 
 

@@ -24,12 +24,14 @@ class Run:
         net: the network, in eval mode.
         training: history and selection.
         folder: holds card, weights, history and checkpoint.
+        dataset: what it was trained on.
     """
 
     card: ModelCard
     net: Net
     training: Training
     folder: Path
+    dataset: str = "digits"
 
 
 def train_card(
@@ -86,7 +88,7 @@ def train_card(
     report.write_history(training.history, folder)
     if training.finished:
         card = _save(card, dataset, entry, net, training, len(examples), folder, zoo_folder)
-    return Run(card, net, training, folder)
+    return Run(card, net, training, folder, dataset)
 
 
 def _save(
@@ -144,7 +146,8 @@ def table(run: Run) -> Table:
     if training.val_accuracy is not None:
         shown.add_row("held-out accuracy", f"{100 * training.val_accuracy:.1f} % (epoch {training.best_epoch})")
     if training.finished:
-        shown.add_row("try it", f"biorobust eval --model {run.folder / run.card.id}.toml")
+        data = "" if run.dataset == "digits" else f" --dataset {run.dataset}"
+        shown.add_row("try it", f"biorobust eval --model {run.folder / run.card.id}.toml{data}")
     else:
         shown.add_row("not finished", "the same command continues")
     return shown

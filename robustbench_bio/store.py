@@ -64,7 +64,7 @@ class Store:
 
     def path(self, spec: EvalSpec) -> Path:
         """Return where the result of `spec` lies once it is finished."""
-        name = f"{spec.attack}-{spec.norm}-{spec.gradient}-{spec.key()[:16]}.json"
+        name = f"{spec.attack}-{spec.norm}-{_plain(spec.gradient)}-{spec.key()[:16]}.json"
         return self.root / _plain(spec.model) / _plain(spec.dataset) / name
 
     def check_writable(self) -> None:
@@ -108,6 +108,17 @@ class Store:
         """Return the finished batches of an unfinished measurement; files that fail their hash are skipped."""
         found = (_unseal(Outcomes, path) for path in sorted(self._parts(spec).glob("*.json")))
         return [part for part in found if part is not None]
+
+    def recall(self, question: Record, name: str, cls: type[R]) -> R | None:
+        """Return what `remember` kept as the answer to a question; None where it kept nothing, or it was edited."""
+        return _unseal(cls, self._memory(question, name))
+
+    def remember(self, question: Record, name: str, answer: Record) -> None:
+        """Keep an answer that can be worked out again, such as a diagnosis, beside the results."""
+        write_atomically(self._memory(question, name), _seal(answer))
+
+    def _memory(self, question: Record, name: str) -> Path:
+        return self.root / "diagnoses" / f"{_plain(name)}-{question.sha256()[:16]}.json"
 
     def _parts(self, spec: EvalSpec) -> Path:
         return self.path(spec).with_suffix(".parts")

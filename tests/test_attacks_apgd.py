@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from robustbench_bio.attacks import ATTACKS, Oracle, make
 from robustbench_bio.attacks.apgd import APGDCE, APGDDLR, APGDTargeted
 from robustbench_bio.attacks.climb import checkpoints, climb
-from robustbench_bio.attacks.losses import dlr, likely_targets, margin, targeted_dlr, targeted_margin
-from robustbench_bio.attacks.pgd import cross_entropy
+from robustbench_bio.attacks.losses import cross_entropy, dlr, likely_targets, margin, targeted_dlr, targeted_margin
 from robustbench_bio.datasets import load_data
 from robustbench_bio.errors import UserError
 from robustbench_bio.evaluation import evaluate
@@ -232,12 +231,11 @@ def test_an_example_leaves_at_the_first_point_that_fools(attack: Any, norm: Norm
     first = wrong.double().argmax(0)
     assert 3 < fell.sum() < 38
     assert (first[fell] > 0).any()
-    found = attack(steps=20).perturb(Oracle(net), x, y, threat, rng)
+    found = attack(steps=20).perturb(Oracle(net, traced=False), x, y, threat, rng)
     assert torch.equal(Oracle(net).fooled(found.x_adv, y), fell)
     torch.testing.assert_close(found.x_adv[fell], points[first, torch.arange(40)][fell], rtol=0, atol=1e-5)
     assert torch.equal(found.steps, torch.where(fell, first, 20))
-    # A gradient for each point, and one more query to confirm the last.
-    assert torch.equal(found.queries, found.steps + 1 + fell)
+    assert torch.equal(found.queries, found.steps + 1)  # a gradient for each point
 
 
 def test_restarts_and_targets_are_for_those_that_stand() -> None:

@@ -56,7 +56,7 @@ def image(shape: tuple[int, int, int], low: float = 0.0, high: float = 1.0, n: i
 
 def attacked(net: nn.Module, x: Tensor, norm: Norm, eps: float, seed: int = 0, **params: Any) -> Any:
     y = torch.zeros(len(x), dtype=torch.int64)
-    return Square(**params).perturb(Oracle(net), x, y, Threat(norm, eps), ExampleRng(seed, range(len(x))))
+    return Square(**params).perturb(Oracle(net, traced=False), x, y, Threat(norm, eps), ExampleRng(seed, range(len(x))))
 
 
 # --- the reference ----------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_it_finds_the_optimum_of_a_linear_function() -> None:
         ("l2", 0.3, 0.3 * net.w[0].norm(), 0.7),
     ):
         threat = Threat(norm, eps, (0.0, 200.0))  # type: ignore[arg-type]
-        found = Square(queries=1000).perturb(Oracle(net), x, y, threat, ExampleRng(0, range(4)))
+        found = Square(queries=1000).perturb(Oracle(net, traced=False), x, y, threat, ExampleRng(0, range(4)))
         gain = (net.logits(x)[:, 0] - net.logits(found.x_adv)[:, 0]).abs()
         assert (gain <= best * 1.001).all()
         assert (gain >= least * best).all()
@@ -197,7 +197,7 @@ def test_an_example_that_falls_is_asked_no_more_and_restarts_only_help(norm: Nor
     net = Recorded((3, 8, 8), 0.0)
     clean = net.logits(x)
     net.lead = torch.tensor([float((clean[:, 1:].amax(1) - clean[:, 0]).max()) + 0.3, 0.0, 0.0], dtype=torch.float64)
-    y, oracle = torch.zeros(30, dtype=torch.int64), Oracle(net)
+    y, oracle = torch.zeros(30, dtype=torch.int64), Oracle(net, traced=False)
     once = attacked(net, x, norm, eps, queries=2 * BLOCK + 10)
     assert sum(map(len, net.asked)) == once.queries.sum()
     fell = oracle.fooled(once.x_adv, y)
@@ -217,7 +217,7 @@ def test_all_examples_may_fall_at_the_same_query(norm: Norm) -> None:
         net.lead[0] = lead
         threat = Threat(norm, 1.0 if norm == "linf" else 9.0)
         found = Square(queries=100).perturb(
-            Oracle(net), x, torch.zeros(3, dtype=torch.int64), threat, ExampleRng(0, [7] * 3)
+            Oracle(net, traced=False), x, torch.zeros(3, dtype=torch.int64), threat, ExampleRng(0, [7] * 3)
         )
         assert (found.queries == found.queries[0]).all()
         assert Oracle(net).fooled(found.x_adv, torch.zeros(3, dtype=torch.int64)).all()

@@ -1,10 +1,11 @@
+import contextlib
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -13,9 +14,9 @@ import pytest
 import torch
 
 import robustbench_bio as rb
-from robustbench_bio import campaign, catalog, cli, recipes
-from robustbench_bio.datasets import load_data
-from robustbench_bio.records import ModelCard
+from robustbench_bio import campaign, catalog, cli, recipes, zoo
+from robustbench_bio.datasets import load_data, open_dataset
+from robustbench_bio.records import ModelCard, Recipe, TrainedNet
 
 FAST = ["--n-examples", "16", "--steps", "2"]
 
@@ -118,7 +119,7 @@ def shell(*arguments: str | Path, timeout: int = 120, **environment: str) -> sub
         (["--n-examples", "0"], "expected n_examples >= 1, got 0"),
         (["--n-examples", "501"], "expected n_examples in 1..500 (all there are), got 501"),
         (["--batch-size", "0"], "Invalid value for '--batch-size': "),
-        (["--gradient", "exakt"], "'exakt' is not one of 'exact', 'rule', 'both'"),
+        (["--gradient", "exakt"], "expected a gradient such as exact, rule, surrogate:NAME"),
         (["--precision", "float16"], "unknown precision 'float16': did you mean "),
         (["--device", "tpu"], "expected a device that is here (auto, cpu, cuda, cuda:N), got 'tpu': "),
         (["--device", "meta"], "expected a device that is here (auto, cpu, cuda, cuda:N), got 'meta': "),
@@ -248,7 +249,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 
 def test_json_is_the_documented_document(call: Call, trained_card: Path) -> None:
     found = call("eval", "--model", trained_card, *FAST, "--eps", "2/255,8/255", "--json").document
-    assert list(found) == ["model", "dataset", "n", "clean_accuracy", "results", "worst_case", "verdict"]
+    assert list(found) == ["model", "dataset", "n", "clean_accuracy", "results", "worst_case", "verdict", "diagnosis"]
+    assert found["verdict"] == found["diagnosis"]["verdict"] == "inconclusive"
+    assert found["diagnosis"]["n"] <= 16
+    assert "too-few-examples" in found["diagnosis"]["flags"]
     assert (found["model"], found["dataset"], found["n"]) == ("tiny-fa", "digits", 16)
     documented = {
         "attack", "norm", "eps", "gradient", "backend", "robust_accuracy", "ci95", "success_rate", "queries_mean",
@@ -298,9 +302,31 @@ def test_an_edited_result_is_one_line(
 ) -> None:
     arguments = ["eval", "--model", trained_card, *FAST, "--gradient", "exact", "--out", tmp_path / "results"]
     call(*arguments)
-    (path,) = (tmp_path / "results").rglob("*.json")
+    (path,) = (tmp_path / "results").rglob("pgd-*.json")
     path.write_text(path.read_text().replace('"robust', '"robusT').replace('"seconds":', '"seconds":1'))
     assert mistaken(*arguments).endswith("does not match its own hash or spec: it was damaged or edited, delete it")
+
+
+def test_a_network_is_probed_once_and_its_verdict_stands_over_the_table(
+    call: Call, trained_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["eval", "--model", trained_card, *FAST, "--out", tmp_path / "results"]
+    assert "verdict: inconclusive (too-few-examples: " in " ".join(call(*arguments).out.split())
+
+    def again(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("diagnosed twice")
+
+    monkeypatch.setattr(campaign, "diagnose", again)
+    assert call(*arguments, "--json").document["verdict"] == "inconclusive"
+    with pytest.raises(AssertionError, match="diagnosed twice"):
+        call(*arguments, "--eps", "9/255")
+
+
+def test_there_is_no_verdict_for_pixels(call: Call, trained_card: Path) -> None:
+    arguments = ["eval", "--model", trained_card, "--n-examples", "8", "--attack", "one-pixel", "--norm", "l0"]
+    found = call(*arguments, "--eps", "1", "--set", "generations=1", "--json").document
+    assert found["verdict"] is None
+    assert found["diagnosis"] is None
 
 
 def test_the_table_shows_both_gradients_and_the_worst_case(
@@ -350,10 +376,10 @@ def test_every_kind_is_listed_and_each_member_can_be_shown(kind: cli.Kind, call:
     assert list(rows) == [kind.value]
     assert rows[kind.value]
     assert kind.value in call("list", kind.value).out
-    for name, line in list(rows[kind.value].items())[:3]:
+    for name, line in list(rows[kind.value].items())[: 1 if kind == cli.Kind.models else 3]:
         assert line
         facts = call("show", name, "--json").document
-        assert facts["kind"] == {"models": "model"}.get(kind.value, kind.value.rstrip("s"))
+        assert facts["kind"] == kind.value.rstrip("s") or "space of that name" in facts
         assert name in call("show", name).out
 
 
@@ -361,6 +387,122 @@ def test_the_rules_of_a_mixed_network_are_shown(call: Call) -> None:
     facts = call("show", "bionas-darts", "--json").document
     assert set(facts["weights under each rule"]) == {"bp", "usf", "frsf"}
     assert sum(facts["weights under each rule"].values()) > 1000
+
+
+def test_what_is_shown_of_a_mixed_network_are_numbers_that_fit_together(call: Call) -> None:
+    facts = call("show", "bionas-darts", "--json").document
+    assert facts["parameters"] == sum(facts["weights under each rule"].values())
+    assert sum(facts["percent of weights"].values()) == pytest.approx(100)
+    assert facts["percent of weights"]["bp"] > 10, "stem, preprocessing and classifier are no less bp for the id"
+    assert facts["energy per inference"]["picojoules"] == pytest.approx(4.6 * facts["MACs per example"], abs=0.06)
+    assert facts["feedback memory"]["bytes"] == 4 * facts["weights under each rule"]["frsf"]
+    assert 0.9 < facts["held-out accuracy"] <= 1
+    assert facts["weights"] == "trained"
+    rows = {row["layer"]: row for row in facts["layer by layer"]}
+    assert sum(row["weights"] for row in rows.values()) == facts["gradient variance"]["weights"]
+    for row in rows.values():
+        low, high = {"bp": (0, 0), "usf": (15, 45), "frsf": (30, 55)}[row["rule"]]
+        assert low <= row["angle"] <= high
+        assert 0.8 < row["weight_ratio"] < 1.25
+        assert row["reasons"] == []
+        assert set(row["gradient_variance"]) == {"rule", "exact"}
+    assert rows["stem0.conv"]["gradient_angle"] > 10, "bp below false feedback learns from a false gradient"
+    assert rows["classifier"]["gradient_angle"] < 0.01
+    for side in ("rule", "exact"):
+        assert facts["gradient variance"][side]["relative"] > 0
+        assert facts["gradient variance"][side]["per_weight"] > 0
+
+
+def test_the_table_of_a_network_has_a_row_for_each_layer(
+    call: Call, trained_card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = call("show", trained_card)
+    facts = call("show", trained_card, "--json").document
+    assert said.err == ""
+    assert max(map(len, said.out.splitlines())) <= 80
+    words = " ".join(re.sub("[│┃]", " ", said.out).split())
+    assert f"{4.6 * facts['MACs per example']:,.0f} pJ (estimate: 4.6 pJ per MAC" in words
+    assert f"{4 * (64 * 32 + 32 * 10):,} bytes (estimate: " in words
+    assert f"rule {facts['gradient variance']['rule']['relative']:.3g}, exact " in words
+    for row in facts["layer by layer"]:
+        angles = rf"{row['angle']:.1f} +{row['weight_ratio']:.2f} +{row['gradient_angle']:.1f}"
+        assert re.search(rf"{re.escape(row['layer'])} +fa +{row['weights']:,} +{angles}", said.out)
+
+
+def test_layers_without_angles_say_why_in_the_table(call: Call) -> None:
+    text = call("show", "hebbian-softhebb").out
+    assert re.search(r"stages.0.conv +softhebb +432 +– +– +–", text)
+    assert "–: softhebb follows no gradient" in text
+    assert re.search(r"stages.2.linear +bp +3,840 +0.0 +1.00 +0.0", text)
+
+
+def test_an_untrained_network_shows_what_needs_no_training(call: Call, trained_card: Path, tmp_path: Path) -> None:
+    card = tmp_path / "new.toml"
+    card.write_text(
+        re.sub(r"(?m)^(weights|weights_sha256|trained_on|val_accuracy) = .*\n", "", trained_card.read_text())
+    )
+    facts = call("show", card, "--json").document
+    assert facts["weights"] == "initial: not trained yet"
+    assert facts["gradients measured on"] == "nothing: no trained weights"
+    assert "gradient variance" not in facts
+    assert (facts["held-out accuracy"], facts["trained on"]) == ("unknown", "not trained yet")
+    assert facts["layer by layer"][0]["angle"] == pytest.approx(90, abs=5)
+    assert "gradient_angle" not in facts["layer by layer"][0]
+    assert "initial: not trained yet" in call("show", card).out
+    lost = tmp_path / "lost.toml"
+    lost.write_text(trained_card.read_text())
+    facts = call("show", lost, "--json").document
+    assert facts["weights"].startswith("initial: ")
+    assert str(tmp_path) in facts["weights"]
+    assert facts["gradients measured on"] == "nothing: no trained weights"
+
+
+def test_data_that_is_not_here_is_said_and_not_downloaded(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = TrainedNet(recipe=Recipe(epochs=1))
+    card = ModelCard(
+        id="colour", title="Colour", rule="usf", net={"name": "mlp", "hidden": []}, datasets={"cifar10": entry}
+    )
+    zoo.save(card, "cifar10", entry, zoo.network(card, entry, open_dataset("cifar10")), tmp_path, tmp_path)
+
+    def blocked(*_: Any, **__: Any) -> NoReturn:
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr(socket, "getaddrinfo", blocked)
+    monkeypatch.setattr(socket.socket, "connect", blocked)
+    show = ["show", tmp_path / "colour.toml", "--dataset", "cifar10", "--data-root", tmp_path / "data"]
+    facts = call(*show, "--json").document
+    assert facts["weights"] == "trained"
+    assert facts["gradients measured on"] == f"nothing: cifar10 is not in {tmp_path / 'data'}"
+    assert facts["layer by layer"][0]["angle"] is not None
+    assert not (tmp_path / "data").exists()
+    packed = tmp_path / "own.npz"
+    drawn = np.random.default_rng(0)
+    images, labels = drawn.integers(0, 256, (520, 32, 32, 3), np.uint8), drawn.integers(0, 10, 520)
+    np.savez(packed, train_images=images, train_labels=labels, test_images=images[:2], test_labels=labels[:2])
+    facts = call(*show, "--data-file", packed, "--json").document
+    assert facts["gradients measured on"]["examples"] == 512
+    np.savez(packed, train_images=images[:99], train_labels=labels[:99], test_images=images, test_labels=labels)
+    facts = call(*show, "--data-file", packed, "--json").document
+    assert facts["gradients measured on"].startswith("nothing: expected n_examples in 1..99")
+
+
+def test_a_bar_appears_only_for_what_takes_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, str]] = []
+
+    @contextlib.contextmanager
+    def bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
+        yield lambda done, total, line: seen.append((done, total, line))
+
+    clock = iter([0.0, 1.0, 2.5, 3.0])
+    monkeypatch.setattr(cli, "_bar", bar)
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    with cli._late_bar("measuring") as progress:
+        for done in (1, 2, 3):
+            progress(done, 3, "line")
+    assert seen == [(2, 3, "line"), (3, 3, "line")]
 
 
 def test_a_network_is_trained_shown_and_evaluated(call: Call, tmp_path: Path) -> None:
@@ -474,7 +616,7 @@ def test_the_real_command_answers_in_json_and_complains_in_one_line(trained_card
     assert done.returncode == 0
     assert done.stderr == ""
     assert json.loads(done.stdout)["n"] == 16
-    assert len(list((tmp_path / "home" / "results").rglob("*.json"))) == 2
+    assert len(list((tmp_path / "home" / "results").rglob("pgd-*.json"))) == 2
     wrong = shell("eval", "--model", trained_card, "--stepz", "8", **home)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: No such option: --stepz")

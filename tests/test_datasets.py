@@ -120,13 +120,22 @@ def test_the_statistics_of_digits_are_those_of_the_train_split() -> None:
     assert open_dataset("digits").std == pytest.approx((x.std(),), abs=1e-6)
 
 
-@pytest.mark.parametrize("part", ["images", "target"])
-def test_digits_with_one_changed_value_are_refused(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
-    import sklearn.datasets
+def test_the_table_of_digits_is_the_one_that_scikit_learn_loads() -> None:
+    from sklearn.datasets import load_digits
 
-    bunch = sklearn.datasets.load_digits()
-    bunch[part].flat[0] = 1 - bunch[part].flat[0]  # both start with 0
-    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: bunch)
+    from robustbench_bio.datasets import digits
+
+    bunch = load_digits()
+    np.testing.assert_array_equal(digits._table(), np.column_stack([bunch.data, bunch.target]))
+
+
+@pytest.mark.parametrize("column", [0, 64])
+def test_digits_with_one_changed_value_are_refused(monkeypatch: pytest.MonkeyPatch, column: int) -> None:
+    from robustbench_bio.datasets import digits
+
+    table = digits._table()
+    table[0, column] = 1 - table[0, column]  # both start with 0
+    monkeypatch.setattr(digits, "_table", lambda: table)
     with pytest.raises(UserError, match=r"expected digits/\w+ with sha256"):
         [load_data("digits", split) for split in ("train", "test")]
 

@@ -104,7 +104,7 @@ def refusal(text: str) -> str:
         ('["8/255", "16/255"]', '["8"]', "field 'cells.0.eps': expected eps in (0, 1], got 8: eps is in input units"),
         ('["8/255", "16/255"]', '["8/255", "x"]', "field 'cells.0.eps': expected eps as a number or a fraction"),
         ('["8/255", "16/255"]', '["1/2", "0.5"]', "field 'cells.0.eps': expected each radius once"),
-        ('["exact"]', '["exakt"]', "field 'cells.1.gradients.0': Input should be 'exact' or 'rule'"),
+        ('["exact"]', '["exakt"]', "field 'cells.1.gradients.0': expected a gradient such as exact, rule"),
         ('["exact"]', '["exact", "exact"]', "field 'cells.1.gradients': expected each gradient once"),
         ('["exact"]', "[]", "field 'cells.1.gradients': List should have at least 1 item"),
         ("steps = 2", "steps = [2]", "field 'cells.0.params.steps': expected "),
@@ -267,7 +267,10 @@ def test_a_grid_measures_each_cell_that_applies_and_counts_every_example(
     assert steps[0] == (0, 96, steps[0][2])
     assert steps[-1][:2] == (96, 96)
     assert [done for done, *_ in steps] == sorted(done for done, *_ in steps)
-    assert steps[0][2] == "tiny-fa: pgd linf 8/255, rule gradient"
+    lines = [line for *_, line in steps]
+    assert lines[0] == "tiny-fa: probe: too few examples"
+    assert "tiny-fa: pgd linf 8/255, rule gradient" in lines
+    assert all(row.diagnosis is not None and row.diagnosis.verdict == "inconclusive" for row in found.rows)
 
 
 def test_a_killed_grid_goes_on_where_it_stopped(
@@ -354,9 +357,12 @@ def test_the_files_hold_the_known_numbers(tmp_path: Path) -> None:
     lines = paths[1].read_text().splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert {line.count("|") for line in table} == {table[0].count("|")}
-    assert table[0] == "| # | model | gradient | clean % | pgd linf 0.1 | pgd linf 0.2 | worst case %, linf 25.5/255 |"
+    assert (
+        table[0]
+        == "| # | model | gradient | clean % | pgd linf 0.1 | pgd linf 0.2 | worst case %, linf 25.5/255 | verdict |"
+    )
     assert table[2].startswith("| 1 | b | exact | 100.0 | 75.0 | 25.0 | 75.0 [")
-    assert "|  |  | exact, shared | 100.0 | 75.0 | 50.0 |  |" in table
+    assert "|  |  | exact, shared | 100.0 | 75.0 | 50.0 |  |  |" in table
     assert "- skipped: c: no weights for digits" in lines
 
 

@@ -241,6 +241,7 @@ CHANGES: dict[str, Any] = {
     "backend": "foolbox",
     "precision": "bfloat16",
     "seed": 1,
+    "votes": 20,
 }
 
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from robustbench_bio import nets
 from robustbench_bio.attacks import Oracle
-from robustbench_bio.attacks.pgd import cross_entropy
+from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.traced import Untraceable, trace
-from robustbench_bio.diagnosis import diagnose, finite_difference_error
+from robustbench_bio.diagnosis import diagnose
 from robustbench_bio.evaluation import evaluate
 from robustbench_bio.nets.base import Inputs, Net
+from robustbench_bio.probes import finite_difference_error
 from robustbench_bio.rng import torch_generator
 
 INPUTS = Inputs((3, 12, 12), 10, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
@@ -141,7 +142,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 QUICK = {"eps": 24 / 255, "steps": 10, "queries": 150, "n_examples": 80}
 
 
-@pytest.mark.parametrize("eps", [8 / 255, 24 / 255])
+@pytest.mark.parametrize("eps", [pytest.param(8 / 255, marks=pytest.mark.slow), 24 / 255])
 def test_an_honest_network_is_sound(trained: tuple[nn.Module, Tensor, Tensor], eps: float) -> None:
     net, x, y = trained
     report = diagnose(net, (x, y), **{**QUICK, "eps": eps, "steps": 20})  # type: ignore[arg-type]
@@ -181,3 +182,28 @@ def test_a_network_under_a_rule_is_masked_by_it(trained: tuple[nn.Module, Tensor
     gap = next(check for check in report.checks if check.name == "rule-far-above-exact").values["gap"]
     assert gap > 0.3
     assert report.reason.startswith("rule-far-above-exact")
+
+
+@pytest.mark.parametrize("form", ["view", "zeros", "time"])
+def test_a_network_that_asks_for_the_length_of_the_batch_is_traced_for_any_batch(form: str) -> None:
+    class Length(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with torch.random.fork_rng():
+                self.linear = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            match form:
+                case "view":
+                    return self.linear(x.view(len(x), -1))  # type: ignore[no-any-return]
+                case "zeros":
+                    return self.linear(x.flatten(1)) + torch.zeros(len(x), 3)
+                case _:
+                    steps = torch.stack([x, x]).reshape(2 * len(x), 16)
+                    return self.linear(steps).view(2, len(x), 3).mean(0)  # type: ignore[no-any-return]
+
+    net = Length().eval()
+    graph = trace(net, torch.rand(2, 1, 4, 4))
+    for n in (1, 2, 7, 23, 46):
+        x = torch.rand(n, 1, 4, 4)
+        torch.testing.assert_close(graph(x), net(x))

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
 from robustbench_bio.attacks.climb import Climb, climb
-from robustbench_bio.attacks.losses import dlr_if_possible, likely_targets, targeted_dlr_if_possible
+from robustbench_bio.attacks.losses import cross_entropy, dlr_if_possible, likely_targets, targeted_dlr_if_possible
 from robustbench_bio.attacks.oracle import AttackLoss, Oracle
-from robustbench_bio.attacks.pgd import cross_entropy
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.threat import Norm, Threat
 

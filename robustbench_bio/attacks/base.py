@@ -51,6 +51,11 @@ class Attack(ABC):
             rng: one stream per example; the only source of randomness.
         """
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """Everything that decides what the attack does, for the record."""
+        return dataclasses.asdict(self)
+
     def brief(self) -> Self:
         """Return the same attack with a budget just large enough to show what it does at eps = 0."""
         small = {"steps", "restarts", "queries", "population", "generations"}
@@ -65,8 +70,8 @@ def make(name: str, norm: Norm, params: dict[str, Any]) -> Attack:
     """Return the attack `name` with some parameters set.
 
     Raises:
-        UserError: unknown attack or parameter, a value of the wrong kind or out of range, or a norm that the
-            attack does not serve.
+        UserError: unknown attack or parameter, a value of the wrong kind or out of range, a value that is needed
+            and missing, or a norm that the attack does not serve.
     """
     cls = ATTACKS.get(name)
     if norm not in cls.norms:
@@ -84,6 +89,9 @@ def make(name: str, norm: Norm, params: dict[str, Any]) -> Attack:
         if value not in allowed and type(value) not in allowed:
             raise UserError(f"expected {key} of {name} to be {_kinds(allowed)}, got {value!r}")
         given[key] = value
+    for key in cls.needs:
+        if given.get(key) is None:
+            raise UserError(f"expected a value for {key} of {name}, got none: add --set {key}=…")
     return cls(**given)
 
 

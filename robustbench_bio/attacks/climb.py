@@ -211,11 +211,12 @@ def climb(
         loss: what to increase, a function of the logits and of the rows of `against`.
         against: one row per example for the loss.
         rho: the step size is halved where fewer than this share of the steps raised the loss (linf and l2).
-        early_exit: False walks all steps with all examples and returns the points of highest loss.
+        early_exit: False walks all steps with all examples and returns the points of highest loss, as for random
+            networks always.
         ball: where to walk, if not in `threat`.
         fresh: False for an l1 walk that goes on where another has ended.
     """
-    where = ball or threat
+    where, early_exit = ball or threat, early_exit and not model.random
     walk = _Sparse.begin(x, start, where, rho, fresh) if where.norm == "l1" else _Dense.begin(x, start, where, rho)
     gaps = checkpoints(steps, where.norm)
     found = Climb(start.clone(), torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y), torch.zeros_like(y))
@@ -227,12 +228,10 @@ def climb(
         gradient, logits = model.gradient(walk.point, against[alive], loss)
         found.queries[alive] += 1
         if early_exit:
-            fallen = logits.argmax(1) != y[alive]
+            fallen, asked = model.confirm(walk.point, y[alive], logits)
+            found.queries[alive] += asked
             if ball is not None:
                 fallen &= threat.contains(walk.x, walk.point)
-            if model.approximate:
-                found.queries[alive] += fallen
-                fallen = confirmed(model, walk.point, y[alive], fallen)
             if fallen.any():
                 found.x_adv[alive[fallen]] = walk.point[fallen]
                 found.fooled[alive[fallen]] = True
@@ -245,11 +244,3 @@ def climb(
             walk.reconsider(gaps[step])
     found.x_adv[alive] = walk.best
     return found
-
-
-def confirmed(model: Oracle, point: Tensor, y: Tensor, suspects: Tensor) -> Tensor:
-    """Tell which of the suspects fool the network in float32, one query each: bool [n], of bool [n]."""
-    if not suspects.any():
-        return suspects
-    rows = suspects.nonzero().flatten()
-    return suspects.index_put((rows,), model.fooled(point[rows], y[rows]))

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from robustbench_bio.attacks.apgd import border_start
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.climb import confirmed
 from robustbench_bio.attacks.losses import likely_targets, targeted_margin
 from robustbench_bio.attacks.oracle import Oracle
 from robustbench_bio.rng import ExampleRng
@@ -139,10 +138,9 @@ class _Boundary(Attack):
             gradient, logits = model.gradient(point, pair[alive], targeted_margin)
             found.queries[alive] += 1
             size = threat.size(point - x[alive])
-            fooled = (logits.argmax(1) != y[alive]) & (size < found.size[alive])
-            if model.approximate:
-                found.queries[alive] += fooled
-                fooled = confirmed(model, point, y[alive], fooled)
+            fooled, asked = model.confirm(point, y[alive], logits)
+            found.queries[alive] += asked
+            fooled &= size < found.size[alive]
             found.record(alive, point, size, fooled)
             stands = found.size[alive] > enough
             alive, point, gradient, logits = alive[stands], point[stands], gradient[stands], logits[stands]

@@ -6,8 +6,9 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal
+from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.oracle import Oracle
-from robustbench_bio.attacks.pgd import ascend, cross_entropy
+from robustbench_bio.attacks.pgd import ascend
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.threat import Norm, Threat
 

@@ -1,14 +1,20 @@
 """Losses that attacks climb, per example; positive margins mean that the network is fooled."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_bio.attacks.oracle import AttackLoss, Oracle
+from robustbench_bio.attacks.oracle import AttackLoss, Oracle, margin
+
+__all__ = [
+    "cross_entropy", "dlr", "dlr_if_possible", "likely_targets", "margin", "notice", "targeted_dlr",
+    "targeted_dlr_if_possible", "targeted_margin",
+]  # fmt: skip
 
 
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest logit of the other classes minus that of y: [n, K], labels [n] → [n]."""
-    return _others(logits, y).amax(1) - _of(logits, y)
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """−log softmax(logits)_y: [n, K], [n] → [n]."""
+    return F.cross_entropy(logits, y, reduction="none")
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:

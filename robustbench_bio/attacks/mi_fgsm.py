@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
+from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.oracle import Oracle
-from robustbench_bio.attacks.pgd import ascend, cross_entropy
+from robustbench_bio.attacks.pgd import ascend
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.threat import Norm, Threat
 

@@ -5,18 +5,13 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
+from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.oracle import AttackLoss, Oracle
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.threat import Norm, Threat
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """−log softmax(logits)_y: [n, K], [n] → [n]."""
-    return F.cross_entropy(logits, y, reduction="none")
 
 
 def ascend(
@@ -36,8 +31,7 @@ def ascend(
     """Walk uphill from `start`: x_t+1 = project(x_t + step_size · steepest(∇loss(logits, against))).
 
     An example leaves the walk at the first point that the network misclassifies, and keeps that point: the
-    published loop goes on and may lose it again, so this one is never weaker. Where the oracle's
-    gradient passes only approximate the network, a point counts once the network's own logits confirm it.
+    published loop goes on and may lose it again, so this one is never weaker.
 
     Args:
         model: what may be asked of the network.
@@ -49,11 +43,12 @@ def ascend(
         step_size: in input units.
         loss: what to increase, a function of the logits and of the rows of `against`.
         against: one row per example for the loss; the labels by default.
-        early_exit: False walks all steps with all examples and returns the last points.
+        early_exit: False walks all steps with all examples and returns the last points, as for random networks always.
         direction: from the gradients [m, C, H, W] and the rows of `x` [m] that they belong to, the directions of
             the step; by default that of steepest ascent.
     """
     against = y if against is None else against
+    early_exit = early_exit and not model.random
     x_adv = start.clone()
     queries = torch.zeros_like(y)
     made = torch.zeros_like(y)
@@ -70,14 +65,12 @@ def ascend(
         point, label = x_adv[alive], y[alive]
         gradient, logits = model.gradient(point, against[alive], loss)
         queries[alive] += 1
-        fallen = (logits.argmax(1) != label) & early_exit
-        if model.approximate and fallen.any():
-            rows = fallen.nonzero().flatten()
-            fallen[rows] = model.fooled(point[rows], label[rows])
-            queries[alive[rows]] += 1
-        alive, gradient, point = alive[~fallen], gradient[~fallen], point[~fallen]
-        if len(alive) == 0:
-            break
+        if early_exit:
+            fallen, asked = model.confirm(point, label, logits)
+            queries[alive] += asked
+            alive, gradient, point = alive[~fallen], gradient[~fallen], point[~fallen]
+            if len(alive) == 0:
+                break
         move = threat.steepest(gradient) if direction is None else direction(gradient, alive)
         x_adv[alive] = threat.project(x[alive], point + step_size * move)
         made[alive] += 1

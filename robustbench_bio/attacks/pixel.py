@@ -13,8 +13,8 @@ from robustbench_bio.attacks.oracle import Oracle
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.threat import Norm, Threat
 
-#: Input values of the members that are painted at once (64 MiB).
-VALUES_AT_ONCE = 2**24
+#: Input values of the members that are painted at once (8 MiB).
+VALUES_AT_ONCE = 2**21
 
 #: Fitness of a member that fools the network.
 FOOLED = float("inf")
@@ -112,8 +112,9 @@ def _fitness(model: Oracle, x: Tensor, y: Tensor, members: Tensor, threat: Threa
     parts = []
     for part in torch.split(torch.arange(n * size, device=x.device), max(1, VALUES_AT_ONCE // x[0].numel())):
         image = part // size
-        logits = model.logits(_painted(x[image], members.flatten(0, 1)[part], threat))
-        parts.append(margin(logits, y[image]).masked_fill(logits.argmax(1) != y[image], FOOLED))
+        painted = _painted(x[image], members.flatten(0, 1)[part], threat)
+        scores = model.scores(painted)
+        parts.append(margin(scores, y[image]).masked_fill(model.confirm(painted, y[image], scores)[0], FOOLED))
     return torch.cat(parts).view(n, size)
 
 

@@ -104,8 +104,8 @@ class Square(Attack):
 
 
 def _ask(model: Oracle, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    logits = model.logits(point)
-    return margin(logits, y), logits.argmax(1) != y
+    scores = model.scores(point)
+    return margin(scores, y), model.confirm(point, y, scores)[0]
 
 
 class Patch(NamedTuple):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from robustbench_bio.voting import drawing
+
 _aten = torch.ops.aten
 
 #: Operations that name strides outright, recorded for contiguous inputs.
@@ -47,7 +49,7 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     graph.graph.eliminate_dead_code()
     graph.recompile()
     if not _agrees(model, graph, x):
-        raise Untraceable("the recorded forward pass gives other logits than the network, which is random or stateful")
+        raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
     _cache[model] = (_state(model, x), graph)
     return graph
 
@@ -57,7 +59,14 @@ _cache: "weakref.WeakKeyDictionary[nn.Module, tuple[object, fx.GraphModule]]" = 
 
 @torch.no_grad()
 def _agrees(model: nn.Module, graph: fx.GraphModule, x: Tensor) -> bool:
-    expected, got = model(x), graph(laid_out(graph, x))
+    # A random network agrees with its trace if both make the same of the same draws.
+    with drawing("trace", x=x):
+        expected = model(x)
+    try:
+        with drawing("trace", x=x):
+            got = graph(laid_out(graph, x))
+    except RuntimeError:  # a shape that the graph holds as a number, and that another batch does not have
+        return False
     if expected.shape != got.shape:
         return False
     return bool((expected - got).abs().max() <= TOLERANCE * (expected.std(correction=0) + 1e-6))
@@ -70,19 +79,37 @@ def _state(model: nn.Module, x: Tensor) -> object:
 
 
 def _record(model: nn.Module, x: Tensor) -> fx.GraphModule:
-    # A size that equals the batch's would be taken for it, so the batch gets a size that no axis of x has.
-    batch = next(n for n in (5, 7, 11, 13) if n not in x.shape[1:])
-    probe = x[:1].repeat(batch, 1, 1, 1)
+    # A size that is a multiple of the batch's would be taken for it, so the batch gets a size that nothing else has.
+    batch = next(n for n in (211, 223, 227, 229) if not any(side % n == 0 for side in x.shape[1:]))
+    probe = x.new_empty((batch, *x.shape[1:]))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), drawing("trace", x=x):
             graph = make_fx(model, tracing_mode="symbolic", _allow_non_fake_inputs=True)(probe)
     except Exception as error:  # noqa: BLE001  (whatever the user's code raises inside a trace)
         raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
     assert isinstance(graph, fx.GraphModule)  # noqa: S101
+    _free_of_batch(graph, batch)
     # Constants of the graph are the model's own parameters and buffers: copies, so that folding leaves those alone.
     for name, value in [*graph.named_parameters(), *graph.named_buffers()]:
         _set(graph, name, value)
     return graph
+
+
+def _free_of_batch(module: fx.GraphModule, batch: int) -> None:
+    """Let sizes follow the input where the network asked for `len(x)`, which a trace holds as a plain number."""
+    x = next(node for node in module.graph.nodes if node.op == "placeholder")
+
+    def followed(side: object) -> object:
+        if type(side) is not int or side <= 0 or side % batch:
+            return side
+        rows = module.graph.call_function(_aten.sym_size.int, (x, 0))
+        return rows if side == batch else module.graph.call_function(operator.mul, (rows, side // batch))
+
+    for node in list(module.graph.nodes):
+        for i, size in enumerate(node.args):
+            if isinstance(size, list | tuple) and any(type(side) is int for side in size):
+                with module.graph.inserting_before(node):
+                    node.update_arg(i, [followed(side) for side in size])
 
 
 def _free_of_layout(module: fx.GraphModule) -> None:

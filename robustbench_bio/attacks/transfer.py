@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
+from robustbench_bio import catalog
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
 from robustbench_bio.attacks.mi_fgsm import MIFGSM
 from robustbench_bio.attacks.oracle import Oracle
 from robustbench_bio.attacks.pgd import PGD
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets import Net
+from robustbench_bio.records import TrainedNet
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.threat import Norm, Threat
 
@@ -44,6 +46,11 @@ class Transfer(Attack):
     def __post_init__(self) -> None:
         at_least(steps=(self.steps, 1))
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters, and the hash of the source's weights: a card of the same name may be trained anew."""
+        return super().params | {"source_sha256": self._entry.weights_sha256}
+
     def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         source = self._network.to(x.device)
         classes = model.logits(x).shape[1]
@@ -59,9 +66,20 @@ class Transfer(Attack):
         return found._replace(queries=torch.ones_like(y))
 
     @cached_property
+    def _entry(self) -> TrainedNet:
+        found = catalog.card(self._source).datasets.get(self.dataset)
+        if found is None or found.weights is None:
+            raise UserError(f"expected a source with weights for {self.dataset}, got {self.source}: name another")
+        return found
+
+    @cached_property
     def _network(self) -> Net:
         from robustbench_bio.zoo import load_model
 
+        return load_model(self._source, self.dataset)
+
+    @property
+    def _source(self) -> str:
         if self.source is None:
             raise UserError("expected a source for transfer, got none: name a source, such as source=bp-resnet20")
-        return load_model(self.source, self.dataset)
+        return self.source

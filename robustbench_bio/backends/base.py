@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustbench_bio.attacks import Attack, Oracle, Proposal, make, rules_of
 from robustbench_bio.errors import UserError
-from robustbench_bio.records import GradientMode, Precision, Scalar
+from robustbench_bio.records import Precision, Scalar
 from robustbench_bio.registry import Registry, unknown
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.rules import LayerRules
@@ -180,7 +180,7 @@ class Peer(Attack):
     def brief(self) -> Self:
         return dataclasses.replace(self, native=self.native.brief())
 
-    def check(self, net: nn.Module, gradient: GradientMode, threat: Threat, x: Tensor) -> None:
+    def check(self, net: nn.Module, gradient: str, threat: Threat, x: Tensor) -> None:
         """Raise `UserError` now if the library cannot attack this network, so that nothing is begun in vain."""
         oracle = Oracle(net, gradient)
         self._rules(oracle)
@@ -193,7 +193,7 @@ class Peer(Attack):
         run = self._build(model, net, threat, x, seed)
         with self._rules(model), _contained(model.model, seed), torch.enable_grad():
             x_adv = run(x.clone(), y.clone()).detach()
-        if net.differentiated and model.mode == "exact":
+        if net.differentiated and model.kind.source == "exact":
             self._tell(model, "trusts the network's own backward pass")
         return Proposal(x_adv, torch.full_like(y, round(net.rows / len(y))), torch.zeros_like(y))
 
@@ -218,7 +218,9 @@ class Peer(Attack):
             model.notices.append(text)
 
     def _rules(self, model: Oracle) -> contextlib.AbstractContextManager[None]:
-        if model.mode == "exact":
+        if model.kind.surrogate or model.kind.draws:
+            raise UserError(f"expected gradient exact or rule for {self.backend}, got {model.kind}: use backend native")
+        if model.kind.source == "exact":
             return contextlib.nullcontext()
         rules = rules_of(model.model)
         if not isinstance(rules, LayerRules):

@@ -1,4 +1,4 @@
-"""What a network costs: trainable weights and multiply-accumulates, in all and under each rule."""
+"""What a network costs: weights, multiply-accumulates, energy and feedback memory, in all and under each rule."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_bio.nets.base import weight_layers
+
+#: Energy of one float32 multiply-accumulate at 45 nm: 3.7 pJ to multiply, 0.9 pJ to add. Source: Horowitz 2014,
+#: "Computing's energy problem (and what we can do about it)", ISSCC.
+MAC_PICOJOULES = 4.6
 
 
 def parameters(model: nn.Module) -> int:
@@ -52,6 +56,24 @@ def macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
         for module, training in modes:
             module.training = training
     return counts
+
+
+def energy_picojoules(mac_count: int) -> float:
+    """Estimate the energy of so many float32 multiply-accumulates, in pJ: arithmetic at 45 nm, no memory traffic."""
+    return mac_count * MAC_PICOJOULES
+
+
+def feedback_bytes(rules: nn.Module) -> int:
+    """Return what the rules keep in memory besides the weights while a network learns, in bytes.
+
+    4 for each float32 number of a feedback matrix, magnitude or projection; 16 for the stream of each brsf layer.
+    What is computed from the weight (usf's sign and scale) is not stored and counts 0; the state of a Hebbian
+    layer between two updates and pc's activities are working memory and do not count either.
+
+    Args:
+        rules: a rule set; its buffers are the feedback state.
+    """
+    return sum(buffer.numel() * buffer.element_size() for buffer in rules.buffers())
 
 
 class Share(NamedTuple):

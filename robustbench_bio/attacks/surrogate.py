@@ -1,0 +1,144 @@
+"""Stand-ins for the derivative of thresholds and roundings, where the true one is zero almost everywhere."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from robustbench_bio.errors import UserError
+from robustbench_bio.registry import unknown
+
+_aten = torch.ops.aten
+
+#: Name → derivative of the step 1[u > 0] at u, with its source. All but the last have area one.
+SURROGATES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    # Shrestha & Orchard 2018 and many after: derivative of a logistic function, slope 4.
+    "sigmoid": lambda u: 4 * torch.sigmoid(4 * u) * torch.sigmoid(-4 * u),
+    # Fang et al. 2021, arXiv:2007.05785: derivative of arctan, α = 2.
+    "arctan": lambda u: 1 / (1 + (torch.pi * u).square()),
+    # Zenke & Ganguli 2018, arXiv:1705.11146 (SuperSpike), slope 2 and scaled to area one.
+    "fast-sigmoid": lambda u: 1 / (1 + 2 * u.abs()).square(),
+    # Bellec et al. 2018, arXiv:1803.09574: a triangle of half-width 1/2, as in BrainCog's QGate with α = 2.
+    "triangle": lambda u: (2 - 4 * u.abs()).clamp_min(0),
+    # Wu et al. 2018, arXiv:1706.02609 (STBP): a window of width 1.
+    "rectangle": lambda u: (u.abs() < 0.5).to(u),
+    # Bengio, Léonard & Courville 2013, arXiv:1308.3432: one everywhere.
+    "straight-through": torch.ones_like,
+}
+
+_COMPARISONS = {
+    _aten.gt.Scalar: 1, _aten.gt.Tensor: 1, _aten.ge.Scalar: 1, _aten.ge.Tensor: 1,
+    _aten.lt.Scalar: -1, _aten.lt.Tensor: -1, _aten.le.Scalar: -1, _aten.le.Tensor: -1,
+}  # fmt: skip
+_SIGNS = {_aten.sign.default: 2.0, _aten.heaviside.default: 1.0}
+_STAIRS = {_aten.round.default, _aten.floor.default, _aten.ceil.default, _aten.trunc.default}
+
+#: What turns the yes or no of a comparison into numbers.
+_CASTS = {_aten._to_copy.default, torch.ops.prims.convert_element_type.default}
+
+
+def soften(graph: fx.GraphModule, name: str) -> fx.GraphModule:
+    """Return a copy of a traced forward pass with equal outputs, whose steps hand down a surrogate's gradient.
+
+    A step is a comparison whose answer is turned into a number or multiplied, a sign, or a Heaviside function: it
+    gets the surrogate's derivative at its distance from the threshold. Stairs (round, floor, ceil, trunc) get a
+    derivative of one whatever the surrogate, the slope that they have on average. Selections such as maximum, ReLU
+    and `where` keep their exact gradient.
+
+    Args:
+        graph: what `trace` returns.
+        name: of a surrogate.
+
+    Raises:
+        UserError: no such surrogate, or a forward pass without steps.
+    """
+    derivative = surrogate(name)
+    module = copy.deepcopy(graph)
+    found = [_soften(module, node, derivative) for node in list(module.graph.nodes)]
+    if not any(found):
+        raise UserError(f"expected a network with thresholds or roundings for surrogate:{name}, got none: use exact")
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def surrogate(name: str) -> Callable[[Tensor], Tensor]:
+    """Return the derivative of a surrogate; raises `UserError` for an unknown name."""
+    if name not in SURROGATES:
+        raise UserError(unknown("surrogate", name, list(SURROGATES)))
+    return SURROGATES[name]
+
+
+def has_steps(graph: fx.GraphModule) -> bool:
+    """Tell whether a traced forward pass holds a step or a stair that `soften` would stand in for."""
+    return any(
+        node.target in _SIGNS
+        or node.target in _STAIRS
+        or (node.target in _COMPARISONS and any(_numeric(use) for use in node.users))
+        for node in graph.graph.nodes
+    )
+
+
+def _soften(module: fx.GraphModule, node: fx.Node, derivative: Callable[[Tensor], Tensor]) -> bool:
+    """Give one node its surrogate gradient; tell whether it was a step."""
+    if node.target in _STAIRS:
+        _replace(module, node, lambda u, hard: _Step.apply(u, hard.detach(), torch.ones_like))
+        return True
+    if node.target in _SIGNS:
+        height = _SIGNS[node.target]
+        _replace(module, node, lambda u, hard: _Step.apply(u, hard.detach(), lambda v: height * derivative(v)))
+        return True
+    if node.target not in _COMPARISONS:
+        return False
+    side = _COMPARISONS[node.target]
+
+    def step(u: Tensor, threshold: Any, hard: Tensor) -> Any:
+        away = u - threshold
+        return _Step.apply(away, hard.to(away), lambda v: side * derivative(v))
+
+    uses = [use for use in node.users if _numeric(use)]
+    if not uses:
+        return False
+    with module.graph.inserting_after(node):
+        soft = module.graph.call_function(step, (*node.args[:2], node))
+    for use in uses:
+        if use.target in _CASTS:
+            use.replace_input_with(node, soft)
+        else:
+            use.args = tuple(soft if argument is node else argument for argument in use.args)
+    return True
+
+
+def _numeric(use: fx.Node) -> bool:
+    """Tell whether a use of a comparison takes its answer for a number."""
+    if use.target in _CASTS:
+        kinds = [a for a in (*use.args, *use.kwargs.values()) if isinstance(a, torch.dtype)]
+        return any(kind.is_floating_point for kind in kinds)
+    return bool(use.target == _aten.mul.Tensor)
+
+
+def _replace(module: fx.GraphModule, node: fx.Node, soft: Callable[[Tensor, Tensor], Any]) -> None:
+    """Let every user of `node` see soft(its first argument, its own value) instead."""
+    users = list(node.users)
+    with module.graph.inserting_after(node):
+        new = module.graph.call_function(soft, (node.args[0], node))
+    for use in users:
+        use.replace_input_with(node, new)
+
+
+class _Step(torch.autograd.Function):
+    """Passes `hard` on, and hands down the gradient times derivative(u)."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, hard: Tensor, derivative: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.derivative = derivative
+        return hard.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None]:
+        (u,) = ctx.saved_tensors
+        slope: Tensor = ctx.derivative(u)
+        return g * slope, None, None

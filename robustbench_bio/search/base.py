@@ -1,0 +1,195 @@
+"""What a search engine is: from a search space and labelled images to a genotype."""
+
+import dataclasses
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_bio.datasets.base import Examples
+from robustbench_bio.errors import UserError
+from robustbench_bio.genotype import Genotype
+from robustbench_bio.nets.base import Inputs
+from robustbench_bio.records import Precision
+from robustbench_bio.registry import Registry, unknown
+from robustbench_bio.search.executor import Executor, Local
+from robustbench_bio.search.fitness import Fitness
+from robustbench_bio.search.space import Space
+from robustbench_bio.train import Progress, split
+
+
+class Labelled(NamedTuple):
+    """Images with labels.
+
+    Attributes:
+        x: uint8 [N, C, H, W].
+        y: int64 [N].
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def to(self, device: str) -> "Labelled":
+        """Return the same on a device."""
+        return Labelled(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What an engine is given to search with.
+
+    Attributes:
+        space: what it may choose from.
+        inputs: what the networks are built for.
+        fit: images that weights learn from.
+        validation: images that architectures are judged by.
+        channels, layers: size of the networks of the search.
+        fitness: what makes a candidate good.
+        seed: of everything random.
+        device: where networks are.
+        precision: of forward and backward passes.
+        crop, flip: random changes of the images that weights learn from, as in `Recipe`.
+        executor: who scores candidates.
+        checkpoint: file to continue from and to write to; None keeps nothing.
+        deadline: when to stop, on the clock of `time.monotonic`.
+        name, source: of the genotype.
+    """
+
+    space: Space
+    inputs: Inputs
+    fit: Labelled
+    validation: Labelled
+    channels: int
+    layers: int
+    fitness: Fitness
+    seed: int = 0
+    device: str = "cpu"
+    precision: Precision = "float32"
+    crop: int = 0
+    flip: bool = False
+    executor: Executor = field(default_factory=Local)
+    checkpoint: Path | None = None
+    deadline: float = math.inf
+    name: str = "found"
+    source: str = "Found by biorobust search."
+
+    def __post_init__(self) -> None:
+        if self.layers < 3:
+            raise UserError(f"expected layers >= 3, got {self.layers}: fewer do not hold both kinds of cell")
+
+    def expired(self) -> bool:
+        """Tell whether the deadline has passed."""
+        return time.monotonic() > self.deadline
+
+    def identity(self, engine: "Engine") -> str:
+        """Return a text of all that decides the outcome: a checkpoint of another one must not be continued."""
+        x, y = (torch.cat(pair).cpu().numpy() for pair in zip(self.fit, self.validation, strict=True))
+        data = Examples(x, y, np.arange(len(y)))
+        return json.dumps(
+            {
+                "engine": [type(engine).__name__, dataclasses.asdict(engine)],
+                "space": self.space.model_dump(include={"primitives", "nodes", "stem", "partial", "pool_norm"}),
+                "size": [self.channels, self.layers],
+                "fitness": str(self.fitness),
+                "seed": self.seed,
+                "precision": self.precision,
+                "augmentation": [self.crop, self.flip],
+                "data": [data.sha256(), len(self.fit.y)],
+            },
+            sort_keys=True,
+        )
+
+
+def halves(examples: Examples, seed: int) -> tuple[Labelled, Labelled]:
+    """Split images into two halves of every class: those to fit weights on, those to judge by.
+
+    Raises:
+        UserError: a class has fewer than two images.
+    """
+    labels, counts = np.unique(examples.y, return_counts=True)
+    if len(examples) == 0 or counts.min() < 2:
+        least = f"{counts.min()} of class {labels[counts.argmin()]}" if len(examples) else "none"
+        raise UserError(f"expected two or more images of each class to split for a search, got {least}: take more")
+    x, y = torch.from_numpy(examples.x), torch.from_numpy(examples.y)
+    fit, validation = split(examples.y, 0.5, seed)
+    return Labelled(x[fit], y[fit]), Labelled(x[validation], y[validation])
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        genotype: the best so far; None if nothing was scored yet.
+        trace: one row for each epoch or candidate; all rows have the same columns.
+        finished: whether the engine's budget was used up, not stopped by the deadline.
+    """
+
+    genotype: Genotype | None
+    trace: list[dict[str, float]]
+    finished: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(ABC):
+    """A search algorithm with its hyper-parameters; a subclass is a frozen dataclass with the paper's defaults.
+
+    Class attributes:
+        fitness: what it looks for unless told otherwise.
+        terms: kinds of fitness that it can follow.
+        scores_candidates: whether it scores candidates, which an executor may spread over workers.
+        small: parameters, `channels` and `layers` that fit images of 8×8 and minutes on two cores.
+    """
+
+    fitness: ClassVar[str]
+    terms: ClassVar[frozenset[str]]
+    scores_candidates: ClassVar[bool]
+    small: ClassVar[Mapping[str, Any]]
+
+    epochs: int
+
+    @abstractmethod
+    def search(self, task: Task, progress: Progress | None = None) -> Found:
+        """Search until the budget is used up or the deadline has passed, and leave a checkpoint.
+
+        Everything random is drawn from the task's seed and the number of the step, so that the same call gives
+        the same genotype, and a search that was interrupted anywhere continues to the same genotype.
+
+        Args:
+            task: what to search with.
+            progress: called with (steps done, steps in all, one line).
+
+        Raises:
+            UserError: a checkpoint of another search, or weights that diverge.
+        """
+
+
+ENGINES: Registry[type[Engine]] = Registry("engine", "robustbench_bio.search")
+
+
+def make(name: str, params: Mapping[str, Any]) -> Engine:
+    """Return the engine `name` with some parameters set.
+
+    Raises:
+        UserError: unknown engine or parameter, or a value of the wrong kind or out of range.
+    """
+    cls = ENGINES.get(name)
+    fields = [parameter.name for parameter in dataclasses.fields(cls)]
+    hints = get_type_hints(cls)
+    given: dict[str, Any] = {}
+    for key, value in params.items():
+        if key not in fields:
+            raise UserError(unknown(f"parameter of {name}", key, fields))
+        allowed = get_args(hints[key]) or (hints[key],)
+        given[key] = float(value) if float in allowed and type(value) is int else value
+        if given[key] not in allowed and type(given[key]) not in allowed:
+            kinds = " or ".join(getattr(kind, "__name__", repr(kind)) for kind in allowed)
+            raise UserError(f"expected {key} of {name} to be {kinds}, got {value!r}")
+    return cls(**given)
