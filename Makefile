@@ -33,7 +33,7 @@ benchmarks: $(READY)
 # torchattacks names an old requests that it does not need for its attacks: the peers come without what they pin.
 $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray]"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[backends]"
 	touch $@
 
