@@ -52,13 +52,13 @@ def outside(code: str, unpacked: Path, cwd: Path) -> str:
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_its_data_and_nothing_else(wheel: Path, unpacked: Path) -> None:
     assert wheel.name == f"robustbench_bio-{robustbench_bio.__version__}-py3-none-any.whl"
-    for folder in ("models", "attacks"):
+    for folder in ("models", "attacks", "spaces"):
         data = unpacked / "robustbench_bio" / "_data" / folder
         assert relative(data) == relative(ROOT / folder)
         for name in relative(data):
             assert (data / name).read_bytes() == (ROOT / folder / name).read_bytes()
     built = {path.name for path in (unpacked / "robustbench_bio" / "_data").iterdir()}
-    assert built == {name for name in ("models", "attacks", "leaderboards") if (ROOT / name).is_dir()}
+    assert built == {name for name in ("models", "attacks", "spaces", "leaderboards") if (ROOT / name).is_dir()}
     package = ROOT / "robustbench_bio"
     sources = {name for name in relative(package) if not name.endswith(".pyc")}
     assert {name for name in relative(unpacked / "robustbench_bio") if not name.startswith("_data/")} == sources
