@@ -29,6 +29,7 @@ zoo-digits: $(READY)
 benchmarks: $(READY)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/supernet.py
 
 # torchattacks names an old requests that it does not need for its attacks: the peers come without what they pin.
 $(READY): pyproject.toml constraints.txt
