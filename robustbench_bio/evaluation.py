@@ -233,7 +233,7 @@ def data_hash(x: Tensor, y: Tensor, rows: list[int]) -> str:
 
 def _provenance(seconds: float, device: torch.device, backend: str, notices: list[str]) -> Provenance:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
-    libraries = [] if backend == NATIVE else [BACKENDS.get(backend).library]
+    libraries = [] if backend == NATIVE else [BACKENDS.get(backend).module]
     packages = {package: metadata.version(package) for package in ("torch", "numpy", "robustbench-bio", *libraries)}
     return Provenance(
         seconds=seconds,

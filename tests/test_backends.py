@@ -359,7 +359,7 @@ def test_too_few_classes_are_refused(library: str, attack: str, classes: int, da
 
 @pytest.mark.parametrize("library", BACKENDS.names())
 def test_a_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = BACKENDS.get(library).library
+    module = BACKENDS.get(library).module
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError) as caught:
         peer(library, next(iter(BACKENDS.get(library).cells)), "linf", {})

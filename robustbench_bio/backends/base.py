@@ -85,20 +85,20 @@ class Backend:
     """A library and what it can run.
 
     Attributes:
-        library: the name to import and to install.
+        module: the name to import and to install.
         cells: name of an attack → how the library runs it.
     """
 
-    library: str
+    module: str
     cells: Mapping[str, Cell]
 
     def require(self) -> None:
         """Raise `UserError` with the remedy unless the library can be imported."""
         try:
-            importlib.import_module(self.library)
+            importlib.import_module(self.module)
         except ImportError:
             raise UserError(
-                f'expected {self.library}, which is not installed: pip install "robustbench-bio[backends]"'
+                f'expected {self.module}, which is not installed: pip install "robustbench-bio[backends]"'
             ) from None
 
 
