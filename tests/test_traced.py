@@ -184,13 +184,13 @@ def test_a_network_under_a_rule_is_masked_by_it(trained: tuple[nn.Module, Tensor
     assert report.reason.startswith("rule-far-above-exact")
 
 
-@pytest.mark.parametrize("form", ["view", "zeros", "time"])
+@pytest.mark.parametrize("form", ["view", "zeros", "time", "slice", "range", "width"])
 def test_a_network_that_asks_for_the_length_of_the_batch_is_traced_for_any_batch(form: str) -> None:
     class Length(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             with torch.random.fork_rng():
-                self.linear = nn.Linear(16, 3)
+                self.linear = nn.Linear(16, 422 if form == "width" else 3)
 
         def forward(self, x: Tensor) -> Tensor:
             match form:
@@ -198,12 +198,18 @@ def test_a_network_that_asks_for_the_length_of_the_batch_is_traced_for_any_batch
                     return self.linear(x.view(len(x), -1))  # type: ignore[no-any-return]
                 case "zeros":
                     return self.linear(x.flatten(1)) + torch.zeros(len(x), 3)
+                case "slice":
+                    return self.linear(x.flatten(1))[: len(x)]  # type: ignore[no-any-return]
+                case "range":
+                    return self.linear(x.flatten(1))[torch.arange(len(x))]  # type: ignore[no-any-return]
+                case "width":  # a multiple of the batch that the trace is recorded with
+                    return self.linear(x.flatten(1)).view(-1, 2, 211).mean(1)  # type: ignore[no-any-return]
                 case _:
                     steps = torch.stack([x, x]).reshape(2 * len(x), 16)
                     return self.linear(steps).view(2, len(x), 3).mean(0)  # type: ignore[no-any-return]
 
     net = Length().eval()
     graph = trace(net, torch.rand(2, 1, 4, 4))
-    for n in (1, 2, 7, 23, 46):
+    for n in (1, 2, 7, 23, 46, 300):
         x = torch.rand(n, 1, 4, 4)
         torch.testing.assert_close(graph(x), net(x))

@@ -7,6 +7,8 @@ differentiated from there, it yields the true gradient of the function that the 
 
 import operator
 import weakref
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +20,13 @@ _aten = torch.ops.aten
 
 #: Operations that name strides outright, recorded for contiguous inputs.
 _STRIDED = {_aten.as_strided.default, _aten.empty_strided.default, _aten.new_empty_strided.default}
+
+#: Batch norm as it is recorded with symbols, without, and on a GPU; the last two say sixth whether it trains.
+_NORMS = {
+    _aten._native_batch_norm_legit_no_training.default,
+    _aten.native_batch_norm.default,
+    _aten.cudnn_batch_norm.default,
+}
 
 #: Largest difference of logits, relative to their spread, between a network and its trace.
 TOLERANCE = 1e-3
@@ -79,37 +88,55 @@ def _state(model: nn.Module, x: Tensor) -> object:
 
 
 def _record(model: nn.Module, x: Tensor) -> fx.GraphModule:
-    # A size that is a multiple of the batch's would be taken for it, so the batch gets a size that nothing else has.
-    batch = next(n for n in (211, 223, 227, 229) if not any(side % n == 0 for side in x.shape[1:]))
-    probe = x.new_empty((batch, *x.shape[1:]))
-    try:
-        with torch.no_grad(), drawing("trace", x=x):
-            graph = make_fx(model, tracing_mode="symbolic", _allow_non_fake_inputs=True)(probe)
-    except Exception as error:  # noqa: BLE001  (whatever the user's code raises inside a trace)
-        raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
-    assert isinstance(graph, fx.GraphModule)  # noqa: S101
-    _free_of_batch(graph, batch)
+    graph = next(filter(lambda found: _agrees(model, found, x), _records(model, x)), None)
+    if graph is None:
+        raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
     # Constants of the graph are the model's own parameters and buffers: copies, so that folding leaves those alone.
     for name, value in [*graph.named_parameters(), *graph.named_buffers()]:
         _set(graph, name, value)
     return graph
 
 
+def _records(model: nn.Module, x: Tensor) -> Iterator[fx.GraphModule]:
+    """Record the forward pass in one way after the other; the first that fits any batch will do."""
+    # A number that is a multiple of the batch's size is taken for it, so that size is one that sides do not have.
+    batches = [n for n in (211, 223, 227, 229) if not any(side % n == 0 for side in x.shape[1:])]
+    # Symbols follow sizes through arithmetic, but cost seconds: most networks need none.
+    for mode, batch in (("real", batches[0]), ("symbolic", batches[0]), ("symbolic", batches[1])):
+        graph = _recorded(model, x.new_zeros((batch, *x.shape[1:])), x, mode)
+        _free_of_batch(graph, batch)
+        yield graph
+
+
+def _recorded(model: nn.Module, probe: Tensor, x: Tensor, mode: str) -> fx.GraphModule:
+    try:
+        with torch.no_grad(), drawing("trace", x=x):
+            graph = make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(probe)
+    except Exception as error:  # noqa: BLE001  (whatever the user's code raises inside a trace)
+        raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
+    assert isinstance(graph, fx.GraphModule)  # noqa: S101
+    return graph
+
+
 def _free_of_batch(module: fx.GraphModule, batch: int) -> None:
-    """Let sizes follow the input where the network asked for `len(x)`, which a trace holds as a plain number."""
+    """Let sizes follow the input where a trace holds the batch's, or a multiple of it, as a plain number."""
     x = next(node for node in module.graph.nodes if node.op == "placeholder")
 
-    def followed(side: object) -> object:
-        if type(side) is not int or side <= 0 or side % batch:
-            return side
+    def followed(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [followed(one) for one in value] if any(map(counts, value)) else value
+        if not counts(value):
+            return value
         rows = module.graph.call_function(_aten.sym_size.int, (x, 0))
-        return rows if side == batch else module.graph.call_function(operator.mul, (rows, side // batch))
+        return rows if value == batch else module.graph.call_function(operator.mul, (rows, value // batch))
+
+    def counts(value: object) -> bool:
+        return type(value) is int and value > 0 and value % batch == 0
 
     for node in list(module.graph.nodes):
-        for i, size in enumerate(node.args):
-            if isinstance(size, list | tuple) and any(type(side) is int for side in size):
-                with module.graph.inserting_before(node):
-                    node.update_arg(i, [followed(side) for side in size])
+        with module.graph.inserting_before(node):
+            node.args = tuple(map(followed, node.args))
+    module.recompile()
 
 
 def _free_of_layout(module: fx.GraphModule) -> None:
@@ -137,9 +164,9 @@ def _set(graph: fx.GraphModule, name: str, value: Tensor) -> None:
 def _fold_norms(module: fx.GraphModule) -> None:
     """Replace each batch norm by new weights of the convolution before it, or by x·scale + shift."""
     for i, node in enumerate(list(module.graph.nodes)):
-        if node.target != _aten._native_batch_norm_legit_no_training.default:
+        if node.target not in _NORMS or node.args[5] is True:
             continue
-        x, weight, bias, mean, variance, _, eps = node.args
+        x, weight, bias, mean, variance, *_, eps = node.args
         if any(n is not None and n.op != "get_attr" for n in (weight, bias, mean, variance)):
             continue
         scale = 1 / torch.sqrt(_value(module, variance).double() + eps)

@@ -51,8 +51,9 @@ class Darts(SupernetEngine):
     fitness: ClassVar[str] = "loss"
     terms: ClassVar[frozenset[str]] = frozenset({"loss"})
     scores_candidates: ClassVar[bool] = False
+    # 77 steps at 0.08 let the alphas move as far as the published 19,500 steps at 3e-4; at 3e-3 they hardly moved.
     small: ClassVar[Mapping[str, Any]] = MappingProxyType(
-        {"epochs": 7, "lr": 0.05, "alpha_lr": 3e-3, "channels": 4, "layers": 3}
+        {"epochs": 7, "lr": 0.05, "alpha_lr": 0.08, "channels": 4, "layers": 3}
     )
 
     order: Literal["first", "second"] = "first"
