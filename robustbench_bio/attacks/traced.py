@@ -8,7 +8,7 @@ differentiated from there, it yields the true gradient of the function that the 
 import operator
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from robustbench_bio.voting import drawing
 
 _aten = torch.ops.aten
+_Mode = Literal["fake", "symbolic"]
 
 #: Operations that name strides outright, recorded for contiguous inputs.
 _STRIDED = {_aten.as_strided.default, _aten.empty_strided.default, _aten.new_empty_strided.default}
@@ -53,7 +54,6 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     if found is not None and found[0] == _state(model, x) and _agrees(model, found[1], x):
         return found[1]
     graph = _record(model, x)
-    _free_of_layout(graph)
     _fold_norms(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -102,13 +102,15 @@ def _records(model: nn.Module, x: Tensor) -> Iterator[fx.GraphModule]:
     # A number that is a multiple of the batch's size is taken for it, so that size is one that sides do not have.
     batches = [n for n in (211, 223, 227, 229) if not any(side % n == 0 for side in x.shape[1:])]
     # Symbols follow sizes through arithmetic, but cost seconds: most networks need none.
-    for mode, batch in (("real", batches[0]), ("symbolic", batches[0]), ("symbolic", batches[1])):
-        graph = _recorded(model, x.new_zeros((batch, *x.shape[1:])), x, mode)
+    ways: list[tuple[_Mode, int]] = [("fake", batches[0]), ("symbolic", batches[0]), ("symbolic", batches[1])]
+    for mode, batch in ways:
+        graph = _recorded(model, x.new_empty((batch, *x.shape[1:])), x, mode)
         _free_of_batch(graph, batch)
+        _free_of_layout(graph)
         yield graph
 
 
-def _recorded(model: nn.Module, probe: Tensor, x: Tensor, mode: str) -> fx.GraphModule:
+def _recorded(model: nn.Module, probe: Tensor, x: Tensor, mode: _Mode) -> fx.GraphModule:
     try:
         with torch.no_grad(), drawing("trace", x=x):
             graph = make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(probe)
@@ -136,7 +138,6 @@ def _free_of_batch(module: fx.GraphModule, batch: int) -> None:
     for node in list(module.graph.nodes):
         with module.graph.inserting_before(node):
             node.args = tuple(map(followed, node.args))
-    module.recompile()
 
 
 def _free_of_layout(module: fx.GraphModule) -> None:
@@ -144,6 +145,7 @@ def _free_of_layout(module: fx.GraphModule) -> None:
     for node in module.graph.nodes:
         if node.target in {_aten.view.default, _aten._unsafe_view.default}:
             node.target = _aten.reshape.default
+    module.recompile()
 
 
 def laid_out(module: nn.Module, x: Tensor) -> Tensor:
