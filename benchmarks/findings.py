@@ -97,9 +97,7 @@ def genotype(job: Job, cells: str) -> str:
 
     if cells == "searched":
         root = None if job.data_root is None else Path(job.data_root)
-        order = searches.Order(
-            space="bionas", engine="darts", dataset=job.dataset, seed=job.seed, data_root=root
-        )
+        order = searches.Order(space="bionas", engine="darts", dataset=job.dataset, seed=job.seed, data_root=root)
         return str(searches.search(order, job.folder / "search").genotype_file)
     if cells == "drawn":
         path = job.folder / "genotype.toml"
