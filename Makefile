@@ -30,11 +30,12 @@ benchmarks: $(READY)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/supernet.py
+	$(BIN)/python benchmarks/spiking.py
 
 # torchattacks names an old requests that it does not need for its attacks: the peers come without what they pin.
 $(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ray,snn]"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[backends]"
 	touch $@
 

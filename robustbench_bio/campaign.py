@@ -12,6 +12,7 @@ import torch
 from robustbench_bio import __version__, catalog, zoo
 from robustbench_bio.api import tensors
 from robustbench_bio.attacks import Oracle, make, rules_of
+from robustbench_bio.attacks.surrogate import stepped
 from robustbench_bio.backends import BACKENDS, NATIVE, names, peer
 from robustbench_bio.datasets import load_data
 from robustbench_bio.diagnosis import NothingToAttack, diagnose
@@ -22,6 +23,7 @@ from robustbench_bio.judge import fingerprint
 from robustbench_bio.records import Precision, Record, Result, check_eps, parse_eps
 from robustbench_bio.registry import unknown
 from robustbench_bio.store import Store, default_home
+from robustbench_bio.surrogates import ATTACKED_BY
 from robustbench_bio.threat import NORMS, Norm, Threat
 from robustbench_bio.verdicts import Diagnosis, contradictions
 
@@ -91,7 +93,7 @@ def eval_model(
         norm: of the threat model.
         eps: radii separated by commas, `8/255` or `0.03`.
         params: parameters of the attack.
-        gradient: as in `evaluate`, or "both" for rule and exact; None is both for a network with rules, else exact.
+        gradient: as in `evaluate`, or "both" for rule and exact; None is what `gradients` says.
         backend: "native", a library, or "all": native first, then every library that can do the same.
         n_examples: first N of the test split, all by default.
         batch_size: examples attacked together.
@@ -119,7 +121,7 @@ def eval_model(
     net = zoo.load_model(model, dataset, device=where, data_file=data_file)
     examples = load_data(dataset, "test", n_examples, data_root=data_root, data_file=data_file)
     x, y = tensors(examples)
-    modes = gradients(net, gradient)
+    modes = gradients(net, gradient, x[:2].to(where))
     for mode in modes:
         Oracle(net, mode)  # complains now of a rule gradient without rules
     chosen_precision = None if precision == "auto" else cast("Precision", precision)
@@ -248,11 +250,23 @@ def _backends(asked: str, try_out: Callable[[str], None], notice: Callable[[str]
     return kept
 
 
-def gradients(net: torch.nn.Module, asked: str | None) -> list[str]:
-    """Return the gradients to measure; the default is rule and exact where the network has rules, else exact."""
-    if asked is None:
-        asked = "both" if rules_of(net) is not None else "exact"
-    return ["rule", "exact"] if asked == "both" else [str(Gradient.read(asked))]
+def gradients(net: torch.nn.Module, asked: str | None, x: torch.Tensor) -> list[str]:
+    """Return the gradients to measure.
+
+    The default is exact, or every one of `ATTACKED_BY` where thresholds leave no exact gradient, after rule where the
+    network has rules.
+
+    Args:
+        net: in eval mode.
+        asked: text of a gradient, "both" for rule and exact, or None for the default.
+        x: [n, C, H, W], an input or two to look for thresholds with.
+    """
+    if asked == "both":
+        return ["rule", "exact"]
+    if asked is not None:
+        return [str(Gradient.read(asked))]
+    by_rule = ["rule"] if rules_of(net) is not None else []
+    return by_rule + (list(ATTACKED_BY) if stepped(net, x) else ["exact"])
 
 
 def pick_device(device: str) -> str:
@@ -278,7 +292,7 @@ def diagnose_model(
     dataset: str = "digits",
     norm: str = "linf",
     eps: str = "8/255",
-    gradient: str = "exact",
+    gradient: str | None = None,
     source: str | None = None,
     n_examples: int = 200,
     seed: int = 0,
@@ -294,7 +308,7 @@ def diagnose_model(
         dataset: name of a data set, or path of an .npz.
         norm: "linf" or "l2".
         eps: one radius.
-        gradient: of the white-box attacks, see `diagnose`.
+        gradient: of the white-box attacks, see `diagnose`; None is the last that an evaluation would take.
         source: network whose adversarial examples are tried too; by default the first of `TWINS` that there is.
         n_examples: correctly classified examples to look at.
         seed: of every draw.
@@ -312,6 +326,7 @@ def diagnose_model(
     where = pick_device(device)
     net = zoo.load_model(model, dataset, device=where, data_file=data_file)
     x, y = tensors(load_data(dataset, "test", data_root=data_root, data_file=data_file))
+    gradient = gradient or gradients(net, None, x[:2].to(where))[-1]
     twin = source or _twin(model, dataset)
     return diagnose(
         net,

@@ -1,28 +1,19 @@
-"""The command `biorobust`: parse, call one function, print. The only place that prints."""
+"""The command `biorobust`: parse, call one function, print with `terminal`; no other place prints."""
 
-import contextlib
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Group
 from rich.table import Table
 
-from robustbench_bio import __version__
+from robustbench_bio import __version__, terminal
+from robustbench_bio.boards.cli import add_commands
 from robustbench_bio.errors import UserError
+from robustbench_bio.terminal import AsJson, DataFile, DataRoot, Device
 
 app = typer.Typer(
     name="biorobust",
@@ -37,13 +28,6 @@ _USAGE: Any = typer.BadParameter.__mro__[2]
 #: Exit status after Ctrl-C, as shells have it.
 _INTERRUPTED = 130
 
-#: Seconds that nobody needs a progress bar for.
-_SOON = 2.0
-
-# What stands in brackets is text (norms, paths, patterns of layers), never markup.
-out = Console(markup=False, emoji=False)
-err = Console(stderr=True, markup=False, emoji=False)
-
 
 class Kind(StrEnum):
     """What `list` can list."""
@@ -57,12 +41,7 @@ class Kind(StrEnum):
     networks = "networks"
     spaces = "spaces"
     engines = "engines"
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
-DataRoot = Annotated[Path | None, typer.Option(help="Folder of data sets [default: $BIOROBUST_DATA].")]
-DataFile = Annotated[Path | None, typer.Option(help="An .npz (MedMNIST keys) that stands in for the data set.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+    boards = "boards"
 
 
 @app.callback(invoke_without_command=True)
@@ -71,7 +50,7 @@ def root(
 ) -> None:
     """How robust networks trained with brain-like learning rules really are."""
     if version:
-        out.print(f"biorobust {__version__}", highlight=False)
+        terminal.out.print(f"biorobust {__version__}", highlight=False)
         raise typer.Exit
 
 
@@ -90,7 +69,7 @@ def eval_command(
         str | None,
         typer.Option(
             help="exact, rule, both, surrogate:NAME, eot:K (mean of K draws), rule+eot:K "
-            "[default: both if the network has rules]."
+            "[default: both with rules, else exact; surrogates for exact with thresholds]."
         ),
     ] = None,
     backend: Annotated[
@@ -112,7 +91,7 @@ def eval_command(
     from robustbench_bio import report
     from robustbench_bio.campaign import eval_model
 
-    with _bar("attacking") as progress:
+    with terminal.bar("attacking") as progress:
         done = eval_model(
             model,
             attack=attack,
@@ -131,9 +110,9 @@ def eval_command(
             data_root=data_root,
             data_file=data_file,
             progress=progress,
-            notice=lambda line: err.print(line, soft_wrap=True),
+            notice=lambda line: terminal.err.print(line, soft_wrap=True),
         )
-    _show(
+    terminal.show(
         as_json,
         report.eval_document(done.results, done.diagnosis),
         report.eval_table(done.results, done.diagnosis),
@@ -166,7 +145,7 @@ def grid(
     from robustbench_bio.store import default_home
 
     folder = out_dir or default_home() / "results"
-    with _bar("attacking") as progress:
+    with terminal.bar("attacking") as progress:
         found = grids.run(
             preset,
             models,
@@ -178,12 +157,12 @@ def grid(
             data_root=data_root,
             data_file=data_file,
             progress=progress,
-            notice=err.print,
+            notice=terminal.err.print,
         )
     files = grid_report.write(found, folder / f"grid-{found.preset.name}")
-    _show(as_json, grid_report.document(found, files), grid_report.table(found))
+    terminal.show(as_json, grid_report.document(found, files), grid_report.table(found))
     if not as_json:
-        out.print(f"written to {files[0].parent}: {', '.join(path.name for path in files)}", highlight=False)
+        terminal.out.print(f"written to {files[0].parent}: {', '.join(path.name for path in files)}", highlight=False)
 
 
 @app.command()
@@ -217,7 +196,7 @@ def train(
         changes=[*(change or []), *([f"recipe.epochs={epochs}"] if epochs else [])],
     )  # fmt: skip
     folder = out_dir or Path("runs") / f"{card.id}-{Path(dataset).stem}"
-    with _bar("training") as progress:
+    with terminal.bar("training") as progress:
         run = runs.train_card(
             card,
             dataset,
@@ -229,7 +208,7 @@ def train(
             zoo_folder=catalog.data_folder("models") if to_zoo else None,
             progress=progress,
         )
-    _show(as_json, runs.document(run), runs.table(run))
+    terminal.show(as_json, runs.document(run), runs.table(run))
 
 
 @app.command()
@@ -278,11 +257,11 @@ def search(
         data_root=data_root, data_file=data_file,
     )  # fmt: skip
     folder = out_dir or Path("runs") / f"search-{Path(space).stem}-{engine}-{Path(dataset).stem}"
-    with _bar("searching") as progress:
+    with terminal.bar("searching") as progress:
         run = searches.search(order, folder, max_minutes=max_minutes, progress=progress)
-    _show(as_json, searches.document(run), searches.table(run))
+    terminal.show(as_json, searches.document(run), searches.table(run))
     if not as_json and (command := searches.next_command(run)):
-        out.print(f"train it: {command}", highlight=False, soft_wrap=True)
+        terminal.out.print(f"train it: {command}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -291,7 +270,9 @@ def diagnose(
     dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
     eps: Annotated[str, typer.Option(help="Radius in input units, such as 8/255.")] = "8/255",
-    gradient: Annotated[str, typer.Option(help="Of the white-box attacks: exact, or eot:K if random.")] = "exact",
+    gradient: Annotated[
+        str | None, typer.Option(help="Of the white-box attacks [default: exact; with thresholds surrogate:arctan].")
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="Network whose adversarial examples are tried too [default: a bp network].")
     ] = None,
@@ -305,7 +286,7 @@ def diagnose(
     """Look for gradient masking: may this network's robustness be believed?"""
     from robustbench_bio import campaign, report
 
-    with _bar("probing") as progress:
+    with terminal.bar("probing") as progress:
         found = campaign.diagnose_model(
             model,
             dataset=dataset,
@@ -320,12 +301,14 @@ def diagnose(
             data_file=data_file,
             progress=progress,
         )
-    _show(as_json, {"model": model, "dataset": dataset} | found.document(), report.diagnosis_table(model, found))
+    terminal.show(
+        as_json, {"model": model, "dataset": dataset} | found.document(), report.diagnosis_table(model, found)
+    )
 
 
 @app.command("list")
 def list_command(kind: Kind, as_json: AsJson = False) -> None:
-    """List models, attacks, rules, data sets, genotypes, presets, networks, spaces or engines."""
+    """List models, attacks, rules, data sets, genotypes, presets, networks, spaces, engines or boards."""
     from robustbench_bio import describe
 
     rows = describe.listing(kind.value)
@@ -334,7 +317,7 @@ def list_command(kind: Kind, as_json: AsJson = False) -> None:
     table.add_column("what it is")
     for name, line in rows.items():
         table.add_row(name, line)
-    _show(as_json, {kind.value: rows}, table)
+    terminal.show(as_json, {kind.value: rows}, table)
 
 
 @app.command()
@@ -345,14 +328,14 @@ def show(
     data_file: DataFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one model, attack, rule, data set, genotype, preset, network, space or engine.
+    """Show one model, attack, rule, data set, genotype, preset, network, space, engine or board.
 
     Of a model's network also: cost, share of each rule, and for each layer how its feedback and the gradient that it
     learns from lie to the exact ones.
     """
     from robustbench_bio import describe
 
-    with _late_bar("measuring") as progress:
+    with terminal.late_bar("measuring") as progress:
         facts = describe.facts(name, dataset, data_root=data_root, data_file=data_file, progress=progress)
     table = Table(title=name if not name.endswith(".toml") else Path(name).stem, show_header=False)
     table.add_column("field", no_wrap=True)
@@ -361,7 +344,7 @@ def show(
         if field != describe.LAYERS:
             table.add_row(field, describe.text(field, value))
     layers = [describe.layer_table(facts[describe.LAYERS])] if describe.LAYERS in facts else []
-    _show(as_json, facts, Group(table, *layers))
+    terminal.show(as_json, facts, Group(table, *layers))
 
 
 def _params(pairs: Sequence[str] | None, steps: int | None) -> dict[str, Any]:
@@ -370,37 +353,7 @@ def _params(pairs: Sequence[str] | None, steps: int | None) -> dict[str, Any]:
     return parse_pairs([*(pairs or []), *([] if steps is None else [f"steps={steps}"])])
 
 
-def _show(as_json: bool, document: dict[str, Any], table: RenderableType) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(document, ensure_ascii=False) + "\n")
-    else:
-        out.print(table)
-
-
-@contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a progress bar with an estimate on stderr while the block runs, if somebody is there to look."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[line]}"))  # fmt: skip
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task(what, total=None, line="")
-        yield lambda done, total, line: bar.update(task, completed=done, total=total, line=line)
-
-
-@contextlib.contextmanager
-def _late_bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a progress bar as `_bar` does, but only once the block has run for two seconds."""
-    started = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        bars: list[Callable[[int, int, str], None]] = []
-
-        def progress(done: int, total: int, line: str) -> None:
-            if not bars and time.monotonic() - started > _SOON:
-                bars.append(stack.enter_context(_bar(what)))
-            for bar in bars:
-                bar(done, total, line)
-
-        yield progress
+add_commands(app)
 
 
 def main() -> None:

@@ -38,13 +38,14 @@ def plot(grid: GridResult, norm: str, chosen: dict[str, list[int]]) -> Any:
     columns = min(PANELS_BESIDE, len(grid.rows))
     figure, axes = new_figure(columns, -(-len(grid.rows) // columns), squeeze=False, sharex=True, sharey=True)
     unit, label = (255, "eps (linf, in 255ths)") if norm == "linf" else (1, f"eps ({norm})")
-    lines = [(name, gradient) for name in chosen for gradient in ("exact", "rule")]
+    gradients = dict.fromkeys(("exact", "rule", *(cell.gradient for cell in grid.cells)))
+    lines = [(name, gradient) for name in chosen for gradient in gradients]
     for panel, row in zip(axes.flat, grid.rows, strict=False):
         for colour, (name, gradient) in zip(itertools.cycle(COLOURS), lines, strict=False):
             same = [row.results[place] for place in chosen[name] if grid.cells[place].gradient == gradient]
             results = [result for result in same if result is not None]
             if results:
-                style = "-" if gradient == "exact" else "--"
+                style = {"exact": "-", "rule": "--"}.get(gradient, ":")
                 _draw(panel, results, unit, color=colour, linestyle=style, label=f"{name}, {gradient} gradient")
         panel.set(title=row.model, xlabel=label, ylabel="robust accuracy (%)", ylim=(0, 100))
         panel.label_outer()

@@ -24,6 +24,7 @@ from robustbench_bio.records import TrainedNet
 from robustbench_bio.registry import Registry, unknown
 from robustbench_bio.rules import RULES, RuleSet, predictive, rule_names
 from robustbench_bio.search.base import ENGINES
+from robustbench_bio.search.space import Space
 
 #: How much of the train split gradients are measured on, and in batches of which size.
 EXAMPLES, BATCH_SIZE = 512, 64
@@ -58,7 +59,7 @@ def listing(kind: str) -> dict[str, str]:
                 name: f"{len(cls.classes)} classes, {_times(cls.shape)}; {cls.licence}"
                 for name, cls in DATASETS.items()
             }
-        case "genotypes" | "presets" | "spaces":
+        case "genotypes" | "presets" | "spaces" | "boards":
             return _file_lines(kind)
         case _:
             members: Registry[Any] = ENGINES if kind == "engines" else NETS
@@ -73,7 +74,7 @@ def facts(
     data_file: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Return field → value for one thing: a model, attack, rule, data set, genotype, preset, network, space or engine.
+    """Return field → value for one thing, such as a model, attack, rule, data set, genotype, preset or board.
 
     Numbers are numbers, in the unit that the field or its key names. Of a model's network, `LAYERS` holds one row
     per layer (angles in degrees), and gradients are measured only with trained weights and data that is here.
@@ -89,7 +90,8 @@ def facts(
         UserError: nothing is called that.
     """
     if name.endswith(".toml") or name in catalog.model_ids():
-        return _model_facts(name, dataset, _Data(data_root, data_file), progress)
+        found = _model_facts(name, dataset, _Data(data_root, data_file), progress)
+        return found | ({"genotype of that name": _file_facts(name)} if name in catalog.genotype_names() else {})
     if name in ATTACKS:
         cls = ATTACKS.get(name)
         defaults = {f.name: f.default for f in dataclasses.fields(cls)}
@@ -109,20 +111,12 @@ def facts(
             "classes": list(data.classes),
             "licence": data.licence,
         }
-    if name in [*catalog.genotype_names(), *catalog.preset_names(), *catalog.space_names(), *ENGINES.names()]:
+    files = [*catalog.genotype_names(), *catalog.preset_names(), *catalog.space_names(), *catalog.board_names()]
+    if name in [*files, *ENGINES.names()]:
         return _file_facts(name)
     if name in NETS:
         return {"kind": "network", "about": inspect.getdoc(NETS.get(name)) or ""}
-    known = [
-        *catalog.model_ids(),
-        *ATTACKS.names(),
-        *rule_names(),
-        *DATASETS.names(),
-        *catalog.genotype_names(),
-        *catalog.preset_names(),
-        *catalog.space_names(),
-        *ENGINES.names(),
-    ]
+    known = [*catalog.model_ids(), *ATTACKS.names(), *rule_names(), *DATASETS.names(), *files, *ENGINES.names()]
     raise UserError(unknown("name", name, known))
 
 
@@ -303,17 +297,28 @@ def _model_line(name: str) -> str:
 
 def _file_lines(kind: str) -> dict[str, str]:
     if kind == "genotypes":
-        return {name: catalog.genotype(name).source for name in catalog.genotype_names()}
+        return {name: catalog.any_genotype(name).source for name in catalog.genotype_names()}
+    if kind == "boards":
+        boards = [catalog.board(name) for name in catalog.board_names()]
+        return {board.name: f"{board.title} [{len(catalog.entry_files(board.name))} entries]" for board in boards}
     if kind == "spaces":
         spaces = [catalog.space(name) for name in catalog.space_names()]
-        return {space.name: f"{space.title} [{len(space.primitives)} primitives]" for space in spaces}
+        sizes = [
+            f"{len(space.primitives)} primitives" if isinstance(space, Space) else f"{len(space.buildable)} motifs"
+            for space in spaces
+        ]
+        return {space.name: f"{space.title} [{size}]" for space, size in zip(spaces, sizes, strict=True)}
     presets = [catalog.preset(name) for name in catalog.preset_names()]
     return {p.name: f"{p.title} [{', '.join(dict.fromkeys(cell.attack for cell in p.cells))}]" for p in presets}
 
 
 def _file_facts(name: str) -> dict[str, Any]:
     if name in catalog.genotype_names():
-        return {"kind": "genotype", **catalog.genotype(name).model_dump(mode="json")}
+        return {**catalog.any_genotype(name).model_dump(mode="json"), "kind": "genotype"}
+    if name in catalog.board_names():
+        entries = [path.stem for path in catalog.entry_files(name)]
+        found = catalog.board(name).model_dump(mode="json", exclude_none=True)
+        return {"kind": "board", **found, "entries": ", ".join(entries) or "none yet"}
     if name not in catalog.preset_names():
         return _search_facts(name)
     return {"kind": "preset", **catalog.preset(name).model_dump(mode="json", exclude_defaults=True)}
@@ -328,7 +333,7 @@ def _search_facts(name: str) -> dict[str, Any]:
         found = {"kind": "engine", "defaults": defaults, "small images": dict(cls.small), "fitness": cls.fitness}
         found["about"] = inspect.getdoc(cls) or ""
     if name in catalog.space_names():
-        space = {"kind": "space", **catalog.space(name).model_dump(mode="json")}
+        space = {**catalog.space(name).model_dump(mode="json"), "kind": "space"}
         space |= {f"default {size}": space.pop(size) for size in ("channels", "layers")}
         found = found | {"space of that name": space} if found else space
     return found

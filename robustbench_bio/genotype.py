@@ -1,7 +1,6 @@
 """Genotypes: which operation, under which learning rule, stands on each edge of a cell. Loads no torch."""
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -18,6 +17,7 @@ from pydantic import (
 
 from robustbench_bio.errors import UserError
 from robustbench_bio.registry import unknown
+from robustbench_bio.toml import parse_toml, read_text
 
 #: Largest number of intermediate nodes of a cell; a guard against a file that would build for minutes.
 MAX_NODES = 12
@@ -118,10 +118,6 @@ def parse_primitive(name: str) -> Primitive:
     raise UserError(unknown("operation", name, _SPELLINGS))
 
 
-#: Characters of a genotype file; the parser takes quadratic time, and published genotypes are a tenth of this.
-MAX_TOML = 20_000
-
-
 class Edge(NamedTuple):
     """One edge of a cell.
 
@@ -200,7 +196,7 @@ class Genotype(BaseModel):
     def read(cls, path: Path) -> Self:
         """Read a genotype from a TOML file; raises `UserError` naming the file and the field."""
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"expected a genotype file at {path}, got {e}: check the path") from e
         return cls.from_toml(text, str(path))
@@ -216,12 +212,7 @@ class Genotype(BaseModel):
         Raises:
             UserError: not TOML, or not a genotype; one line that names the fields.
         """
-        if len(text) > MAX_TOML:
-            raise UserError(f"{origin}: expected at most {MAX_TOML:,} characters, got {len(text):,}")
-        try:
-            document = tomllib.loads(text)
-        except (ValueError, RecursionError) as e:  # also numbers of thousands of digits
-            raise UserError(f"{origin}: expected TOML, got {e}: mend that line") from e
+        document = parse_toml(text, origin)
         try:
             return cls.model_validate(document)
         except ValidationError as e:

@@ -7,20 +7,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
 
 from robustbench_bio import catalog, zoo
 from robustbench_bio.api import tensors
-from robustbench_bio.attacks import make, rules_of
+from robustbench_bio.attacks import ATTACKS, make, rules_of
+from robustbench_bio.attacks.surrogate import stepped
 from robustbench_bio.campaign import pick_device, probe
 from robustbench_bio.datasets import load_data, open_dataset
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.errors import UserError
 from robustbench_bio.evaluation import evaluate
-from robustbench_bio.records import AttackPreset, PresetCell, Result, Scalar, check_eps, parse_eps
+from robustbench_bio.gradients import Gradient
+from robustbench_bio.nets.base import Net
+from robustbench_bio.records import AttackPreset, Precision, PresetCell, Result, Scalar, check_eps, parse_eps
 from robustbench_bio.registry import unknown
 from robustbench_bio.stats import worst_case
 from robustbench_bio.store import Store, default_home
+from robustbench_bio.surrogates import ATTACKED_BY
 from robustbench_bio.threat import Norm
 from robustbench_bio.verdicts import Diagnosis, contradictions
 
@@ -158,6 +162,19 @@ def planned(preset: AttackPreset, sigma: float) -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
+def stood_in(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Return cells and, after each that follows the exact gradient, what stands in for it where thresholds leave none.
+
+    Of both, a network is put to those that `applies` to it.
+    """
+    found: list[Cell] = []
+    for cell in cells:
+        found.append(cell)
+        if cell.gradient == "exact" and _follows(cell):
+            found += [twin for name in ATTACKED_BY if (twin := replace(cell, gradient=name)) not in (*cells, *found)]
+    return tuple(found)
+
+
 def _cell(preset: str, found: PresetCell, written: str, gradient: str, sigma: float) -> Cell:
     params, eps = found.params, parse_eps(written)
     try:
@@ -258,21 +275,54 @@ def run(
     for label, reason in skipped.items():
         if notice:
             notice(f"{label} is skipped: {reason}")
-    total = len(examples) * sum(_applies(cell, net) for net in nets.values() for cell in cells)
-    work = _Work(examples, Path(dataset).stem, seed, where, store, chosen.probe_examples, progress, total)
+    if any(map(has_thresholds, nets.values())):
+        cells = stood_in(cells)
+    total = len(examples) * sum(applies(cell, net) for net in nets.values() for cell in cells)
+    work = Work(examples, Path(dataset).stem, seed, where, store, chosen.probe_examples, progress, total)
     headline = chosen.headline()
     rows = [work.row(label, net, cells, (headline.norm, headline.value())) for label, net in nets.items()]
     best_first = ranked(rows, (headline.norm, headline.value()))
     return GridResult(chosen, Path(dataset).stem, len(examples), sigma, cells, best_first, skipped)
 
 
-def _applies(cell: Cell, net: nn.Module) -> bool:
-    return cell.gradient == "exact" or rules_of(net) is not None
+def applies(cell: Cell, net: Net) -> bool:
+    """Tell whether a cell can be measured on a network.
+
+    A rule gradient needs rules. An attack that follows the exact gradient needs a network without thresholds, one that
+    follows a surrogate needs thresholds.
+    """
+    kind = Gradient.read(cell.gradient)
+    if kind.source == "rule":
+        return rules_of(net) is not None
+    return bool(kind.surrogate) == (_follows(cell) and has_thresholds(net))
+
+
+def has_thresholds(net: Net) -> bool:
+    """Tell whether a network spikes or rounds, so that its exact gradient is zero or misses most of what it does."""
+    device = next(net.parameters()).device
+    return stepped(net, torch.zeros(2, *net.inputs.shape, device=device))
+
+
+def _follows(cell: Cell) -> bool:
+    return ATTACKS.get(cell.attack).white_box
 
 
 @dataclass
-class _Work:
-    """What all measurements of a grid share, and how many examples are done."""
+class Work:
+    """What all measurements of a grid or a board share, and how many examples are done.
+
+    Attributes:
+        examples: what is attacked.
+        dataset: what results call it.
+        seed: of the attacks' draws.
+        device: where networks are.
+        store: where results and diagnoses are looked up and kept.
+        probe_examples: correctly classified examples that the probe looks at.
+        progress: called with examples done, their total and what runs now.
+        total: examples to be attacked, over all networks and cells.
+        done: of these.
+        precision: of gradient passes; None for the fastest that is safe here.
+    """
 
     examples: Examples
     dataset: str
@@ -283,9 +333,17 @@ class _Work:
     progress: Callable[[int, int, str], None] | None
     total: int
     done: int = 0
+    precision: Precision | None = None
 
-    def row(self, label: str, net: nn.Module, cells: Sequence[Cell], headline: tuple[str, float]) -> Row:
+    def row(self, label: str, net: Net, cells: Sequence[Cell], headline: tuple[str, float]) -> Row:
         """Probe one network, then run every cell on it."""
+        found = self.probe(label, net, cells, headline)
+        results = tuple(self.measure(label, net, cell) for cell in cells)
+        measured = [result for result in results if result is not None]
+        return Row(label, results, found and found.joined(contradictions(measured)))
+
+    def probe(self, label: str, net: Net, cells: Sequence[Cell], headline: tuple[str, float]) -> Diagnosis | None:
+        """Return a short diagnosis at the headline's radius, or at the first that can be diagnosed."""
         threats = [headline, *((cell.norm, cell.eps) for cell in cells)]
         norm, eps = next((threat for threat in threats if threat[0] in ("linf", "l2")), headline)
         x, y = tensors(self.examples)
@@ -294,17 +352,15 @@ class _Work:
             if self.progress:
                 self.progress(self.done, self.total, f"{label}: {name}")
 
-        found = probe(
-            net, (x.to(self.device), y.to(self.device)), norm=norm, eps=eps, gradient="exact", seed=self.seed,
-            label=label, store=self.store, n_examples=self.probe_examples, progress=report,
+        return probe(
+            net, (x.to(self.device), y.to(self.device)), norm=norm, eps=eps, seed=self.seed,
+            gradient=ATTACKED_BY[-1] if has_thresholds(net) else "exact", label=label,
+            store=self.store, n_examples=self.probe_examples, progress=report,
         )  # fmt: skip
-        results = tuple(self.measure(label, net, cell) for cell in cells)
-        measured = [result for result in results if result is not None]
-        return Row(label, results, found and found.joined(contradictions(measured)))
 
-    def measure(self, label: str, net: nn.Module, cell: Cell) -> Result | None:
+    def measure(self, label: str, net: Net, cell: Cell) -> Result | None:
         """Return the result of one cell on one network; None where the network has no rules to attack through."""
-        if not _applies(cell, net):
+        if not applies(cell, net):
             return None
         line = f"{label}: {cell.attack} {cell.norm} {cell.written}, {cell.gradient} gradient"
 
@@ -322,6 +378,7 @@ class _Work:
             eps=cell.eps,
             gradient=cell.gradient,
             seed=self.seed,
+            precision=self.precision,
             device=self.device,
             ids=self.examples.ids.tolist(),
             names=(label, self.dataset, "test"),

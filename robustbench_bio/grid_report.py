@@ -59,7 +59,7 @@ def _radius(cell: Cell) -> str:
 def _lines(grid: GridResult, row: Row) -> Iterator[tuple[str, list[str]]]:
     """Yield for each gradient that the row was attacked with its name and the value of every column."""
     columns = _columns(grid)
-    for gradient in ("rule", "exact"):
+    for gradient in dict.fromkeys(("rule", "exact", *(cell.gradient for cell in grid.cells))):
         found = [column.value(row, gradient) for column in columns]
         if any(result is not None for result in found):
             yield gradient, [NONE if result is None else percent(result.robust_accuracy) for result in found]

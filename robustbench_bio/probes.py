@@ -1,22 +1,24 @@
 """The checks of a diagnosis: what is tried on a network, and what it gives away."""
 
 import copy
+import itertools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from robustbench_bio.attacks import Attack, Oracle, make, rules_of
 from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.mi_fgsm import MIFGSM
 from robustbench_bio.attacks.oracle import slope
 from robustbench_bio.attacks.pgd import PGD
-from robustbench_bio.attacks.surrogate import has_steps
+from robustbench_bio.attacks.surrogate import stepped
 from robustbench_bio.attacks.traced import Untraceable, laid_out, trace
 from robustbench_bio.gradients import Gradient
 from robustbench_bio.judge import judge
 from robustbench_bio.rng import ExampleRng, torch_generator
+from robustbench_bio.surrogates import ATTACKED_BY
 from robustbench_bio.threat import Threat
 from robustbench_bio.verdicts import ENOUGH, Flag, Says, compare
 from robustbench_bio.voting import TOLERANCE, drawing
@@ -49,6 +51,7 @@ class Probe:
         self.model, self.judged, self.x, self.y, self.logits, self.threat = model, judged, x, y, logits, threat
         self.steps, self.queries, self.seed, self.votes = steps, queries, seed, votes
         self.exact = Oracle(model, str(gradient), votes=votes, seed=seed)
+        self.kind = str(gradient) if gradient.surrogate else "exact"
         self.gradient = self.exact.gradient(x, y, cross_entropy).gradient
         self.stands = self.survivors(self.exact, PGD(steps=steps))
 
@@ -128,7 +131,8 @@ class Probe:
 
     def zero_gradient(self) -> Flag:
         share = (self.gradient.flatten(1).abs().amax(1) == 0).float().mean().item()
-        detail = f"{share:.0%} of the examples have an exact gradient of zero"
+        kind = "an exact gradient" if self.kind == "exact" else f"a gradient {self.kind}"
+        detail = f"{share:.0%} of the examples have {kind} of zero"
         return _flag("zero-gradient", share > 0.05, "masked", detail, share=share)
 
     def finite_differences(self) -> Flag:
@@ -166,10 +170,14 @@ class Probe:
         return _flag("unbounded-eps-survivors", share > 0.02, "masked", detail, share=share, gap=share)
 
     def best_white_box(self) -> list[bool]:
-        """Return what stands under PGD, APGD-CE and APGD-DLR."""
+        """Return what stands under PGD, APGD-CE and APGD-DLR; with surrogates, through each of `ATTACKED_BY` too."""
+        others = [kind for kind in ATTACKED_BY if kind != self.kind] if self.exact.kind.surrogate else []
+        oracles = [Oracle(self.model, kind, votes=self.votes, seed=self.seed) for kind in others]
         white = self.stands
-        for name in ("apgd-ce", "apgd-dlr"):
-            white = _and(white, self.survivors(self.exact, make(name, self.threat.norm, {"steps": 2 * self.steps})))
+        for oracle in oracles:
+            white = _and(white, self.survivors(oracle, PGD(steps=self.steps)))
+        for name, oracle in itertools.product(("apgd-ce", "apgd-dlr"), [self.exact, *oracles]):
+            white = _and(white, self.survivors(oracle, make(name, self.threat.norm, {"steps": 2 * self.steps})))
         return white
 
     def square_beats_white_box(self, white: list[bool]) -> Flag:
@@ -203,22 +211,19 @@ class Probe:
 
     def rule_gradient(self) -> Flag:
         through_rule = self.survivors(Oracle(self.model, "rule"), PGD(steps=self.steps))
-        names = "PGD through the rule", "through the exact gradient"
+        names = "PGD through the rule", f"through the {self.kind} gradient"
         return compare("rule-far-above-exact", through_rule, self.stands, *names, "masked")
 
     def rule_alignment(self) -> Flag:
         rule = Oracle(self.model, "rule").gradient(self.x, self.y, cross_entropy).gradient
         cosines = _cosine(rule, self.gradient)
         low, mid, high = torch.quantile(cosines, cosines.new_tensor([0.1, 0.5, 0.9])).tolist()
-        detail = f"cosine of rule and exact gradient: median {mid:.2f}, 10–90 % [{low:.2f}, {high:.2f}]"
+        detail = f"cosine of rule and {self.kind} gradient: median {mid:.2f}, 10–90 % [{low:.2f}, {high:.2f}]"
         return _flag("rule-misaligned", mid < 0.5, "", detail, median=mid, low=low, high=high)
 
     def has_steps(self) -> bool:
         """Tell whether the forward pass holds thresholds or roundings that a surrogate could stand in for."""
-        try:
-            return self.exact.kind.source == "exact" and has_steps(trace(self.model, self.x[:2]))
-        except Untraceable:
-            return False
+        return self.exact.kind.source == "exact" and stepped(self.model, self.x[:2])
 
     def surrogate_beats_exact(self) -> Flag:
         soft = self.survivors(Oracle(self.model, SURROGATE, votes=self.votes, seed=self.seed), PGD(steps=self.steps))
@@ -247,7 +252,7 @@ def finite_difference_error(model: nn.Module, x: Tensor, y: Tensor, seed: int = 
         recorded: nn.Module = trace(model, x)
     except Untraceable:
         recorded = model
-    forward = copy.deepcopy(recorded).double()
+    forward = _doubled(recorded)
     generator = torch_generator(seed, "directions")
     # Flat image regions put max pools and ReLUs exactly on their kinks, where no derivative exists: step off them.
     noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device)
@@ -271,6 +276,18 @@ def finite_difference_error(model: nn.Module, x: Tensor, y: Tensor, seed: int = 
         measured, predicted = (up - down) / (2 * step), (gradient * d).flatten(1).sum(1)
         errors.append((measured - predicted).abs() / (measured.abs() + predicted.abs() + 1e-9))
     return float(torch.stack(errors).median())
+
+
+def _doubled(forward: nn.Module) -> nn.Module:
+    """Return a copy in float64, also where a trace names float32 outright, as in `(u > 0).float()`."""
+    forward = copy.deepcopy(forward).double()
+    if isinstance(forward, fx.GraphModule):
+        for node in forward.graph.nodes:
+            node.args, node.kwargs = fx.node.map_aggregate(
+                (node.args, node.kwargs), lambda part: torch.float64 if part is torch.float32 else part
+            )
+        forward.recompile()
+    return forward
 
 
 def _flag(name: str, fired: bool, says: Says, detail: str, **values: float) -> Flag:

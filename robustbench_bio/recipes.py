@@ -6,6 +6,7 @@ from typing import Any
 
 from robustbench_bio import catalog
 from robustbench_bio.errors import UserError
+from robustbench_bio.genotype import Genotype
 from robustbench_bio.records import ModelCard, Recipe, parse_eps
 
 
@@ -60,13 +61,14 @@ def prepare(
 
 
 def _from_genotype(genotype: str) -> dict[str, Any]:
-    found = catalog.genotype(genotype)
+    found = catalog.any_genotype(genotype)
+    kind = "cells" if isinstance(found, Genotype) else "motifs"
     return {
         "id": Path(genotype).stem,
-        "title": f"Cells {found.name}",
+        "title": f"{kind.capitalize()} {found.name}",
         "rule": "genotype",
         "rule_options": {},
-        "net": {"name": "cells", "genotype": genotype},
+        "net": {"name": kind, "genotype": genotype},
         "datasets": {},
     }
 

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import reprlib
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
@@ -26,6 +25,7 @@ from robustbench_bio import __version__
 from robustbench_bio.errors import UserError
 from robustbench_bio.gradients import Gradient
 from robustbench_bio.registry import unknown
+from robustbench_bio.toml import parse_toml, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "bfloat16"]
 Scalar = bool | int | float | str
-
-#: Characters of a TOML file; the parser takes quadratic time, and cards are a hundredth of this.
-MAX_TOML = 20_000
 
 #: What pydantic calls the kinds of a `Scalar` or a list, in words.
 _KINDS = {
@@ -92,13 +89,7 @@ class Record(BaseModel):
     @classmethod
     def from_toml(cls, text: str, where: str) -> Self:
         """Read a record from TOML text; `where` names it in errors."""
-        if len(text) > MAX_TOML:
-            raise UserError(f"{where}: expected at most {MAX_TOML:,} characters, got {len(text):,}")
-        try:
-            document = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
-            raise UserError(f"{where}: not valid TOML: {error}") from None
-        return cls.read(document, f"{where}: ")
+        return cls.read(parse_toml(text, where), f"{where}: ")
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Self:
@@ -540,6 +531,6 @@ class Result(Record):
 def read_toml(cls: type[R], path: Path) -> R:
     """Read a record from a TOML file, or raise `UserError`."""
     try:
-        return cls.from_toml(path.read_text(encoding="utf-8"), str(path))
+        return cls.from_toml(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None

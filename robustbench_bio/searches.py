@@ -15,14 +15,15 @@ from robustbench_bio import catalog
 from robustbench_bio.datasets import load_data, open_dataset
 from robustbench_bio.datasets.base import Dataset
 from robustbench_bio.errors import UserError
+from robustbench_bio.genotype import Genotype
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records import Precision
 from robustbench_bio.registry import unknown
 from robustbench_bio.search.base import ENGINES, Engine, Found, Labelled, Task, halves, make
 from robustbench_bio.search.executor import executor
 from robustbench_bio.search.fitness import Fitness
+from robustbench_bio.search.motifs import MotifSpace
 from robustbench_bio.search.space import Space
-from robustbench_bio.search.trace import write_cells, write_trace
 from robustbench_bio.store import write_atomically
 from robustbench_bio.train import Progress
 
@@ -79,8 +80,8 @@ class Search:
     """
 
     order: Order
-    engine: Engine
-    task: Task
+    engine: Engine[Any]
+    task: Task[Any]
     found: Found
     folder: Path
 
@@ -119,17 +120,20 @@ def search(order: Order, folder: Path, *, max_minutes: float | None = None, prog
         run = Search(order, engine, task, engine.search(task, progress), folder)
     finally:
         task.executor.close()
-    write_trace(run.found.trace, folder)
+    engine.draw(run.found, folder)
     if run.found.genotype is not None:
         write_atomically(run.genotype_file, run.found.genotype.to_toml().encode())
-        write_cells(run.found.genotype, folder)
     return run
 
 
-def prepare(order: Order) -> tuple[Engine, Task]:
+def prepare(order: Order) -> tuple[Engine[Any], Task[Any]]:
     """Return engine and task of an order, without checkpoint and deadline; raises `UserError` as `search` does."""
     space = catalog.space(order.space)
     kind = ENGINES.get(order.engine)
+    if not isinstance(space, kind.searches):
+        fitting = "the engine mse-nas" if isinstance(space, MotifSpace) else "the space mse-nas"
+        raise UserError(f"expected a {kind.searches.__name__} for the engine {order.engine}, got {space.name}: "
+                        f"take {fitting}")  # fmt: skip
     source = open_dataset(order.dataset, order.data_file)
     small = dict(kind.small) if max(source.shape[1:]) < SMALL_SIDE else {}
     channels, layers = small.pop("channels", space.channels), small.pop("layers", space.layers)
@@ -159,9 +163,10 @@ def prepare(order: Order) -> tuple[Engine, Task]:
     )
 
 
-def _channels(space: Space, channels: int) -> int:
+def _channels(space: Space | MotifSpace, channels: int) -> int:
     """Return enough channels to leave four to the operations where only a part goes through them."""
-    return max(channels, 4 * space.partial) if space.partial > 1 else channels
+    partial = space.partial if isinstance(space, Space) else 1
+    return max(channels, 4 * partial) if partial > 1 else channels
 
 
 def _halves(order: Order) -> tuple[Labelled, Labelled]:
@@ -183,19 +188,19 @@ def _precision(text: str) -> Precision:
     return cast("Precision", text)
 
 
-def _fitness(order: Order, kind: type[Engine]) -> Fitness:
-    fitness = Fitness.read(kind.fitness if order.fitness is None else order.fitness)
+def _fitness(order: Order, kind: type[Engine[Any]]) -> Fitness:
+    fitness = kind.read_fitness(kind.fitness if order.fitness is None else order.fitness)
     if foreign := fitness.kinds - kind.terms:
         raise UserError(
             f"expected a fitness of {' and '.join(sorted(kind.terms))} for the engine {order.engine}, got "
             f"{' and '.join(sorted(foreign))}: take the engine random or evolution for that"
         )
-    if not kind.scores_candidates and fitness != Fitness.read(kind.fitness):
+    if not kind.scores_candidates and fitness != kind.read_fitness(kind.fitness):
         raise UserError(f"expected the fitness {kind.fitness} for the engine {order.engine}, got {order.fitness!r}")
     return fitness
 
 
-def _workers(order: Order, kind: type[Engine]) -> int:
+def _workers(order: Order, kind: type[Engine[Any]]) -> int:
     if kind.scores_candidates:
         cores = os.cpu_count() or 1 if order.device == "cpu" else 1
         return cores if order.workers is None else order.workers
@@ -238,9 +243,14 @@ def table(run: Search) -> Table:
             shown.add_row("epochs", f"{last['epoch']:.0f}, validation accuracy {100 * last['val_accuracy']:.1f} %")
         else:
             shown.add_row("candidates", f"{last['candidate']:.0f}, best fitness {last['best_fitness']:.4f}")
-    for kind in ("normal", "reduce"):
-        if found.genotype is not None:
+    if isinstance(found.genotype, Genotype):
+        for kind in ("normal", "reduce"):
             shown.add_row(kind, ", ".join(f"{op}←{state}" for op, state in getattr(found.genotype, kind)))
+    elif found.genotype is not None:
+        shown.add_row("motifs", f"{', '.join(cell.name for cell in found.genotype.cells)}; each reads the last "
+                                f"{found.genotype.inputs} cells")  # fmt: skip
+    if found.front:
+        shown.add_row("front", f"{len(found.front)} genotypes, none better than another in everything")
     if not found.finished:
         shown.add_row("not finished", "the same command continues")
     return shown
@@ -252,5 +262,6 @@ def next_command(run: Search) -> str:
         return ""
     order, task = run.order, run.task
     data = f"--dataset {order.dataset}" + (f" --data-file {order.data_file}" if order.data_file else "")
-    size = f"--set net.channels={task.channels} --set net.layers={task.layers}"
-    return f"biorobust train --genotype {run.genotype_file} {data} {size}"
+    size = f"--set net.channels={task.channels}"
+    size += f" --set net.layers={task.layers}" if isinstance(run.found.genotype, Genotype) else ""
+    return f"biorobust train --genotype {run.genotype_file} {data} {size}{run.engine.network_changes()}"

@@ -16,11 +16,15 @@ from robustbench_bio import catalog, nets, rules
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.datasets.base import Dataset
 from robustbench_bio.errors import UserError
+from robustbench_bio.motifs import AnyGenotype
 from robustbench_bio.nets.base import Inputs, Net
 from robustbench_bio.records import ModelCard, TrainedNet, first_error
 from robustbench_bio.registry import unknown
 from robustbench_bio.rules import RuleOptions
 from robustbench_bio.store import write_atomically
+
+#: Bytes that a weights file may hold besides the values: names and shapes.
+HEADER = 1_000_000
 
 
 def load_model(model: str, dataset: str = "digits", *, device: str = "cpu", data_file: Path | None = None) -> Net:
@@ -49,15 +53,22 @@ def load_model(model: str, dataset: str = "digits", *, device: str = "cpu", data
     return net.eval().to(device)
 
 
-def network(card: ModelCard, entry: TrainedNet, dataset: Dataset) -> Net:
-    """Return the untrained network of a card, its rules attached, its weights drawn from the entry's seed."""
+def network(card: ModelCard, entry: TrainedNet, dataset: Dataset, cells: AnyGenotype | None = None) -> Net:
+    """Return the untrained network of a card, its rules attached, its weights drawn from the entry's seed.
+
+    Args:
+        card: what it is.
+        entry: which of the card's networks.
+        dataset: what it is for.
+        cells: stand in for the genotype that the card names, which then need not be in the catalog.
+    """
     params: dict[str, Any] = {**card.net, **entry.net}
     name = str(params.pop("name", ""))
     for taken in {"inputs", "seed"} & params.keys():
         raise UserError(f"card {card.id}: field 'net.{taken}': no parameter of a network, remove it or move it out")
     described: dict[str, Any] = {"net": {**card.net, **entry.net}, "rule": card.rule, "options": card.rule_options}
     if "genotype" in params:
-        params["genotype"] = catalog.genotype(str(params["genotype"]))
+        params["genotype"] = cells or catalog.any_genotype(str(params["genotype"]))
         # Equal names are not equal cells, and how cells are wired shows in no weight.
         described["cells"] = params["genotype"].model_dump(mode="json", exclude={"name", "source"})
     inputs = Inputs(dataset.shape, len(dataset.classes), dataset.mean, dataset.std)
@@ -91,9 +102,14 @@ def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:
     """Fill a network from a safetensors file, after checking what the file is.
 
     Raises:
-        UserError: no such file, another format, another hash, other names or shapes, NaN or infinity.
+        UserError: no such file, larger than the network, another format, another hash, other names or shapes, NaN or
+            infinity.
     """
+    # Eight bytes a value are the most that a number takes; what is left is for the header.
+    limit = 8 * sum(tensor.numel() for tensor in net.state_dict().values()) + HEADER
     try:
+        if (size := path.stat().st_size) > limit:
+            raise UserError(f"weights {path} are {size:,} bytes, the network takes {limit:,} at most: not its weights")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read weights {path}: {error.strerror}") from None

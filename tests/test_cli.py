@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import robustbench_bio as rb
-from robustbench_bio import campaign, catalog, cli, recipes, zoo
+from robustbench_bio import campaign, catalog, cli, recipes, terminal, zoo
 from robustbench_bio.datasets import load_data, open_dataset
 from robustbench_bio.records import ModelCard, Recipe, TrainedNet
 
@@ -214,9 +214,9 @@ def test_a_data_set_that_cannot_be_downloaded_is_one_line(
     ("text", "expected"),
     [
         ("", "field 'id': expected a value, got none: add this field (and 2 more)"),
-        ("id = [", "not valid TOML: "),
+        ("id = [", "expected TOML, got "),
         ("id = 'x'\ntitle = 'x'\ncolour = 3\n[net]\nname = 'mlp'", "field 'colour': unknown field 'colour'"),
-        ("a = " + "[" * 9000, "not valid TOML: "),
+        ("a = " + "[" * 9000, "expected TOML, got "),
         ("id = 'x'\ntitle = 'x'\n[net]\nname = 'mlp'", "model x has no weights for dataset 'digits', only for none"),
     ],
 )
@@ -379,7 +379,7 @@ def test_every_kind_is_listed_and_each_member_can_be_shown(kind: cli.Kind, call:
     for name, line in list(rows[kind.value].items())[: 1 if kind == cli.Kind.models else 3]:
         assert line
         facts = call("show", name, "--json").document
-        assert facts["kind"] == kind.value.rstrip("s") or "space of that name" in facts
+        assert facts["kind"] == kind.value.rstrip("s") or f"{kind.value.rstrip('s')} of that name" in facts
         assert name in call("show", name).out
 
 
@@ -497,9 +497,9 @@ def test_a_bar_appears_only_for_what_takes_seconds(monkeypatch: pytest.MonkeyPat
         yield lambda done, total, line: seen.append((done, total, line))
 
     clock = iter([0.0, 1.0, 2.5, 3.0])
-    monkeypatch.setattr(cli, "_bar", bar)
-    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
-    with cli._late_bar("measuring") as progress:
+    monkeypatch.setattr(terminal, "bar", bar)
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    with terminal.late_bar("measuring") as progress:
         for done in (1, 2, 3):
             progress(done, 3, "line")
     assert seen == [(2, 3, "line"), (3, 3, "line")]

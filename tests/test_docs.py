@@ -16,11 +16,11 @@ import torch
 
 from robustbench_bio import cli
 from robustbench_bio.attacks import ATTACKS, Oracle
-from robustbench_bio.attacks.surrogate import SURROGATES
 from robustbench_bio.backends import BACKENDS
 from robustbench_bio.records import AttackPreset
 from robustbench_bio.search.base import ENGINES
 from robustbench_bio.search.space import Space
+from robustbench_bio.surrogates import SURROGATES
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN, ADDING, README = ROOT / "docs" / "own.md", ROOT / "docs" / "adding.md", ROOT / "README.md"
@@ -196,7 +196,7 @@ def test_adding_names_what_an_attack_may_ask() -> None:
 def test_adding_names_things_that_are_there() -> None:
     text = ADDING.read_text()
     for path, names in {
-        "attacks/surrogate.py": ["SURROGATES"],
+        "surrogates.py": ["SURROGATES"],
         "backends/base.py": ["Backend", "Cell", "Job", "fixed"],
         "rules/base.py": ["Rule"],
         "rules/feedback.py": ["FeedbackRule"],

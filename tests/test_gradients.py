@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from robustbench_bio import evaluate
 from robustbench_bio.attacks import Oracle
 from robustbench_bio.attacks.losses import cross_entropy
-from robustbench_bio.attacks.surrogate import SURROGATES, has_steps, soften
+from robustbench_bio.attacks.surrogate import has_steps, soften
 from robustbench_bio.attacks.traced import trace
 from robustbench_bio.errors import UserError
 from robustbench_bio.gradients import Gradient
 from robustbench_bio.rng import torch_generator
+from robustbench_bio.surrogates import SURROGATES
 from robustbench_bio.voting import Voted, drawing, is_random
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

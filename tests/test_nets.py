@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from robustbench_bio import catalog
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import PRIMITIVES, Edge, Genotype, Primitive, parse_primitive
+from robustbench_bio.motifs import MotifGenotype
 from robustbench_bio.nets import NETS, Inputs, Net, build, keywords
 from robustbench_bio.nets.base import weight_layers
 from robustbench_bio.nets.cells import Cell, CellNet
@@ -61,11 +63,15 @@ def bn(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     return (y - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
 
 
+MOTIFS = MotifGenotype(name="m3", source="", inputs=3, cells=(catalog.space("mse-nas").named("m3"),) * 6)
 EXAMPLES: dict[str, dict[str, object]] = {
     "cells": {"genotype": read("biodarts"), "channels": 4, "layers": 5},
     "resnet": {"width": 4},
     "mlp": {},
     "cnn": {},
+    "motifs": {"genotype": MOTIFS, "channels": 4, "steps": 3},
+    "spiking-cnn": {"widths": (4,), "steps": 3},
+    "spiking-resnet": {"blocks": 1, "width": 4, "steps": 3},
 }
 
 

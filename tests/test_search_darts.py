@@ -284,7 +284,7 @@ def test_a_mistake_in_a_parameter_says_what_was_expected(params: dict[str, Any],
 
 
 def test_engines_are_found_by_name_and_their_small_settings_are_legal() -> None:
-    assert ENGINES.names() == ["darts", "eg-nas", "evolution", "random"]
+    assert ENGINES.names() == ["darts", "eg-nas", "evolution", "mse-nas", "random"]
     for name, kind in ENGINES.items():
         fields = {field.name for field in dataclasses.fields(kind)}
         own = {key: value for key, value in kind.small.items() if key in fields}

@@ -386,7 +386,7 @@ def test_every_card_of_the_zoo_describes_a_network(model: str) -> None:
         rules = set(net.rules.assignment.values())
         if kind in ("bp", "at"):
             assert rules == set()
-        elif kind in ("fa", "dfa", "usf", "brsf", "frsf", "pc"):
+        elif kind in ("fa", "dfa", "usf", "brsf", "frsf", "pc", "stdp"):
             assert rules == {kind}
         elif kind in ("bionas", "random", "hebbian"):
             assert rules

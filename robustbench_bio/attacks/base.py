@@ -34,10 +34,12 @@ class Attack(ABC):
     Class attributes:
         norms: the threat models it serves.
         needs: parameters whose default is None and which the caller must set.
+        white_box: whether it follows a gradient of the attacked network.
     """
 
     norms: ClassVar[frozenset[Norm]]
     needs: ClassVar[tuple[str, ...]] = ()
+    white_box: ClassVar[bool] = True
 
     @abstractmethod
     def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:

@@ -23,6 +23,7 @@ class Noise(Attack):
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
+    white_box: ClassVar[bool] = False
 
     queries: int = 10
 

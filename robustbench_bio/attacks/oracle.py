@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from robustbench_bio.attacks.surrogate import soften, surrogate
+from robustbench_bio.attacks.surrogate import soften
 from robustbench_bio.attacks.traced import TOLERANCE, Untraceable, laid_out, trace
 from robustbench_bio.errors import UserError
 from robustbench_bio.gradients import Gradient
 from robustbench_bio.records import Precision
 from robustbench_bio.rules import InputGradient, RuleSet
+from robustbench_bio.surrogates import surrogate
 from robustbench_bio.voting import Voted, drawing, mean_answer
 
 #: Logits [n, K] and one row per example of what they are held against (labels, say) → loss per example [n].

@@ -44,6 +44,7 @@ class OnePixel(Attack):
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"l0"})
+    white_box: ClassVar[bool] = False
 
     population: int = 10
     generations: int = 10

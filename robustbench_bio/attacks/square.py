@@ -45,6 +45,7 @@ class Square(Attack):
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
+    white_box: ClassVar[bool] = False
 
     queries: int = 5000
     p_init: float = 0.8

@@ -1,32 +1,17 @@
-"""Stand-ins for the derivative of thresholds and roundings, where the true one is zero almost everywhere."""
+"""Traced forward passes whose thresholds and roundings hand down a surrogate's gradient."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from robustbench_bio.attacks.traced import Untraceable, trace
 from robustbench_bio.errors import UserError
-from robustbench_bio.registry import unknown
+from robustbench_bio.surrogates import surrogate
 
 _aten = torch.ops.aten
-
-#: Name → derivative of the step 1[u > 0] at u, with its source. All but the last have area one.
-SURROGATES: Mapping[str, Callable[[Tensor], Tensor]] = {
-    # Shrestha & Orchard 2018 and many after: derivative of a logistic function, slope 4.
-    "sigmoid": lambda u: 4 * torch.sigmoid(4 * u) * torch.sigmoid(-4 * u),
-    # Fang et al. 2021, arXiv:2007.05785: derivative of arctan, α = 2.
-    "arctan": lambda u: 1 / (1 + (torch.pi * u).square()),
-    # Zenke & Ganguli 2018, arXiv:1705.11146 (SuperSpike), slope 2 and scaled to area one.
-    "fast-sigmoid": lambda u: 1 / (1 + 2 * u.abs()).square(),
-    # Bellec et al. 2018, arXiv:1803.09574: a triangle of half-width 1/2, as in BrainCog's QGate with α = 2.
-    "triangle": lambda u: (2 - 4 * u.abs()).clamp_min(0),
-    # Wu et al. 2018, arXiv:1706.02609 (STBP): a window of width 1.
-    "rectangle": lambda u: (u.abs() < 0.5).to(u),
-    # Bengio, Léonard & Courville 2013, arXiv:1308.3432: one everywhere.
-    "straight-through": torch.ones_like,
-}
 
 _COMPARISONS = {
     _aten.gt.Scalar: 1, _aten.gt.Tensor: 1, _aten.ge.Scalar: 1, _aten.ge.Tensor: 1,
@@ -64,13 +49,6 @@ def soften(graph: fx.GraphModule, name: str) -> fx.GraphModule:
     return module
 
 
-def surrogate(name: str) -> Callable[[Tensor], Tensor]:
-    """Return the derivative of a surrogate; raises `UserError` for an unknown name."""
-    if name not in SURROGATES:
-        raise UserError(unknown("surrogate", name, list(SURROGATES)))
-    return SURROGATES[name]
-
-
 def has_steps(graph: fx.GraphModule) -> bool:
     """Tell whether a traced forward pass holds a step or a stair that `soften` would stand in for."""
     return any(
@@ -79,6 +57,14 @@ def has_steps(graph: fx.GraphModule) -> bool:
         or (node.target in _COMPARISONS and any(_numeric(use) for use in node.users))
         for node in graph.graph.nodes
     )
+
+
+def stepped(model: nn.Module, x: Tensor) -> bool:
+    """Tell whether a network holds steps or stairs, by its trace at x [n, C, H, W]; no if it cannot be traced."""
+    try:
+        return has_steps(trace(model, x))
+    except Untraceable:
+        return False
 
 
 def _soften(module: fx.GraphModule, node: fx.Node, derivative: Callable[[Tensor], Tensor]) -> bool:

@@ -36,6 +36,7 @@ class Transfer(Attack):
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
+    white_box: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ("source",)
 
     source: str | None = None

@@ -33,9 +33,16 @@ class RuleOptions:
             training or rule-gradient forward, evaluation included, as BioTorch does.
         dfa_pass: what a dfa layer hands down: "input" a projection of the error, so that layers of other
             rules below still learn; "stop" nothing, which only a chain of dfa layers can use.
-        local_pass: what a Hebbian layer hands down: "exact" gradient through its weights, or "stop".
-        local_lr: learning rate of the Hebbian layers.
+        local_pass: what a Hebbian or stdp layer hands down: "exact" gradient through its weights, or "stop".
+        local_lr: learning rate of the Hebbian and stdp layers.
         softhebb_inverse_temperature: t in p = softmax(t·u).
+        stdp_tau_pre: time constant of the traces of incoming spikes, in steps, at least 1.
+        stdp_tau_post: the same for outgoing spikes.
+        stdp_low, stdp_high: bounds of the weights under stdp.
+        stdp_depression: strength of depression over that of potentiation.
+        stdp_power: μ of the soft bounds: potentiation ∝ (high − w)^μ, depression ∝ (w − low)^μ.
+        stdp_rivals: at each position, only the neuron that fires first learns; off, all learn that fire.
+        stdp_reward: "none", or "label": changes are multiplied by 2·p − 1, p the label's probability.
         pc_beta: precision of the output over that of the hidden layers.
         pc_steps: inference steps T.
         pc_gamma: inference step size γ.
@@ -49,6 +56,14 @@ class RuleOptions:
     local_pass: Literal["exact", "stop"] = "exact"
     local_lr: float = 0.01
     softhebb_inverse_temperature: float = 1.0
+    stdp_tau_pre: float = 2.0
+    stdp_tau_post: float = 2.0
+    stdp_low: float = -1.0
+    stdp_high: float = 1.0
+    stdp_depression: float = 1.0
+    stdp_power: float = 1.0
+    stdp_rivals: bool = True
+    stdp_reward: Literal["none", "label"] = "none"
     pc_beta: float = 1.0
     pc_steps: int = 20
     pc_gamma: float = 0.1

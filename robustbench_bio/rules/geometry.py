@@ -31,7 +31,7 @@ class Geometry(ABC):
 
     @abstractmethod
     def spread(self, signal: Tensor, like: Tensor) -> Tensor:
-        """Give every position of `like` the per-unit `signal` [N, units]."""
+        """Give each position of `like` the per-unit `signal` [N, units]; `like` has N rows, or N for each time step."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Convolution(Geometry):
         return g.sum((0, 2, 3))
 
     def spread(self, signal: Tensor, like: Tensor) -> Tensor:
+        signal = signal.repeat(len(like) // len(signal), 1)
         return signal[:, :, None, None].expand_as(like).contiguous()
 
     def _adjoint(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:

@@ -40,18 +40,41 @@ class Seen(NamedTuple):
     positions: int
 
 
-class Hebbian(Rule):
-    """A layer that learns from its own input and pre-activation u = W x, taken without the bias.
+class LocalRule(Rule):
+    """A layer that learns from its own input and output, when `step` asks for it.
 
-    A forward pass in training mode with gradients enabled adds to the sums that `step` turns into one update,
-    so that several passes before a step count as one larger batch. Every other forward pass changes nothing.
-    Groups of a convolution learn apart, as separate layers would.
+    Only forward passes in training mode with gradients enabled are remembered; every other one changes nothing.
 
     No parameter of the layer receives a gradient. That includes the bias, which stays as it is: learning
     would no longer be local if a part of the layer followed the loss. Initial weights are the network's.
     """
 
     local: ClassVar[bool] = True
+
+    @abstractmethod
+    def remember(self, layer: Layer, geometry: Geometry, x: Tensor, output: Tensor) -> None:
+        """Keep what `step` will need of one forward pass: the input that the layer really saw, and its output."""
+
+    def forward(self, layer: Layer, x: Tensor) -> Tensor:
+        """Return the layer's ordinary output; hand down the exact gradient through W, or zeros."""
+        geometry, x = unfolded(layer, x)
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+        output: Tensor
+        if self.options.local_pass == "exact":
+            output = geometry.output(x, weight, bias)
+        else:
+            output = _Stopped.apply(x, weight, bias, geometry)
+        if layer.training and torch.is_grad_enabled():
+            self.remember(layer, geometry, x.detach(), output.detach())
+        return output
+
+
+class Hebbian(LocalRule):
+    """A layer that learns from its own input and pre-activation u = W x, taken without the bias.
+
+    A remembered forward pass adds to the sums that `step` turns into one update, so that several passes before a
+    step count as one larger batch. Groups of a convolution learn apart, as separate layers would.
+    """
 
     def __init__(self, layer: Layer, draw: Draw) -> None:
         super().__init__(layer, draw)
@@ -64,19 +87,6 @@ class Hebbian(Rule):
     def change(self, layer: Layer, seen: Seen) -> Tensor:
         """Return ΔW = η/P·(Σ y x − Σ decay·W) over the P positions that were seen."""
         return self.options.local_lr / seen.positions * (seen.correlation - seen.decay * layer.weight)
-
-    def forward(self, layer: Layer, x: Tensor) -> Tensor:
-        """Return the layer's ordinary output; hand down the exact gradient through W, or zeros."""
-        geometry, x = unfolded(layer, x)
-        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
-        output: Tensor
-        if self.options.local_pass == "exact":
-            output = geometry.output(x, weight, bias)
-        else:
-            output = _Stopped.apply(x, weight, bias, geometry)
-        if layer.training and torch.is_grad_enabled():
-            self._remember(layer, geometry, x.detach(), output.detach())
-        return output
 
     @torch.no_grad()
     def step(self, layer: Layer) -> None:
@@ -94,7 +104,7 @@ class Hebbian(Rule):
         layer.weight.add_(change)
 
     @torch.no_grad()
-    def _remember(self, layer: Layer, geometry: Geometry, x: Tensor, output: Tensor) -> None:
+    def remember(self, layer: Layer, geometry: Geometry, x: Tensor, output: Tensor) -> None:
         weight = layer.weight
         # Sums over many positions need the precision of the weight, whatever the forward pass ran in.
         with torch.autocast(x.device.type, enabled=False):

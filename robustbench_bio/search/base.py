@@ -8,22 +8,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, get_args, get_type_hints
+from typing import Any, ClassVar, Generic, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
+from robustbench_bio.motifs import AnyGenotype
 from robustbench_bio.nets.base import Inputs
-from robustbench_bio.records import Precision
+from robustbench_bio.records import Precision, Record
 from robustbench_bio.registry import Registry, unknown
 from robustbench_bio.search.executor import Executor, Local
 from robustbench_bio.search.fitness import Fitness
 from robustbench_bio.search.space import Space
+from robustbench_bio.search.trace import write_cells, write_trace
 from robustbench_bio.train import Progress, split
+
+#: The kind of space that an engine searches; cells unless it says otherwise.
+S = TypeVar("S", bound=Record, default=Space)
 
 
 class Labelled(NamedTuple):
@@ -42,8 +48,12 @@ class Labelled(NamedTuple):
         return Labelled(self.x.to(device), self.y.to(device))
 
 
+#: Fields of a space that do not change what a search finds; width and depth are those of the task.
+_DECIDE_NOTHING = {"name", "title", "summary", "reference", "channels", "layers"}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(Generic[S]):
     """What an engine is given to search with.
 
     Attributes:
@@ -63,7 +73,7 @@ class Task:
         name, source: of the genotype.
     """
 
-    space: Space
+    space: S
     inputs: Inputs
     fit: Labelled
     validation: Labelled
@@ -89,14 +99,14 @@ class Task:
         """Tell whether the deadline has passed."""
         return time.monotonic() > self.deadline
 
-    def identity(self, engine: "Engine") -> str:
+    def identity(self, engine: "Engine[S]") -> str:
         """Return a text of all that decides the outcome: a checkpoint of another one must not be continued."""
         x, y = (torch.cat(pair).cpu().numpy() for pair in zip(self.fit, self.validation, strict=True))
         data = Examples(x, y, np.arange(len(y)))
         return json.dumps(
             {
                 "engine": [type(engine).__name__, dataclasses.asdict(engine)],
-                "space": self.space.model_dump(include={"primitives", "nodes", "stem", "partial", "pool_norm"}),
+                "space": self.space.model_dump(exclude=_DECIDE_NOTHING),
                 "size": [self.channels, self.layers],
                 "fitness": str(self.fitness),
                 "seed": self.seed,
@@ -130,15 +140,17 @@ class Found(NamedTuple):
         genotype: the best so far; None if nothing was scored yet.
         trace: one row for each epoch or candidate; all rows have the same columns.
         finished: whether the engine's budget was used up, not stopped by the deadline.
+        front: genotypes of which none is better than another in every objective; empty for one objective.
     """
 
-    genotype: Genotype | None
+    genotype: AnyGenotype | None
     trace: list[dict[str, float]]
     finished: bool
+    front: tuple[AnyGenotype, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine(ABC):
+class Engine(ABC, Generic[S]):
     """A search algorithm with its hyper-parameters; a subclass is a frozen dataclass with the paper's defaults.
 
     Class attributes:
@@ -146,17 +158,24 @@ class Engine(ABC):
         terms: kinds of fitness that it can follow.
         scores_candidates: whether it scores candidates, which an executor may spread over workers.
         small: parameters, `channels` and `layers` that fit images of 8×8 and minutes on two cores.
+        searches: the kind of space.
     """
 
     fitness: ClassVar[str]
     terms: ClassVar[frozenset[str]]
     scores_candidates: ClassVar[bool]
     small: ClassVar[Mapping[str, Any]]
+    searches: ClassVar[type[Record]] = Space
 
     epochs: int
 
+    @classmethod
+    def read_fitness(cls, text: str) -> Fitness:
+        """Read what the engine shall look for; raises `UserError`."""
+        return Fitness.read(text)
+
     @abstractmethod
-    def search(self, task: Task, progress: Progress | None = None) -> Found:
+    def search(self, task: Task[S], progress: Progress | None = None) -> Found:
         """Search until the budget is used up or the deadline has passed, and leave a checkpoint.
 
         Everything random is drawn from the task's seed and the number of the step, so that the same call gives
@@ -170,11 +189,21 @@ class Engine(ABC):
             UserError: a checkpoint of another search, or weights that diverge.
         """
 
+    def draw(self, found: Found, folder: Path) -> None:
+        """Write the trace, and pictures of what was found, into the folder of the search."""
+        write_trace(found.trace, folder)
+        if isinstance(found.genotype, Genotype):
+            write_cells(found.genotype, folder)
 
-ENGINES: Registry[type[Engine]] = Registry("engine", "robustbench_bio.search")
+    def network_changes(self) -> str:
+        """Return options of `biorobust train` that a network found takes besides its size; "" if none."""
+        return ""
 
 
-def make(name: str, params: Mapping[str, Any]) -> Engine:
+ENGINES: Registry[type[Engine[Any]]] = Registry("engine", "robustbench_bio.search")
+
+
+def make(name: str, params: Mapping[str, Any]) -> Engine[Any]:
     """Return the engine `name` with some parameters set.
 
     Raises:

@@ -137,7 +137,7 @@ def _robust(oracle: Oracle, x: Tensor, y: Tensor, right: Tensor, term: Term, see
 
 def _term(text: str) -> Term:
     name, separator, number = text.partition("=")
-    weight = _weight(number.strip()) if separator else 1.0
+    weight = parse_weight(number.strip()) if separator else 1.0
     kind, _, rest = name.strip().partition(":")
     if kind not in get_args(Kind):
         raise UserError(f"{unknown('term of a fitness', kind, list(get_args(Kind)))}; a fitness is {SYNTAX}")
@@ -153,7 +153,8 @@ def _term(text: str) -> Term:
     return Term(f"robust:{attack}:{radius or '8/255'}", weight, int(found[1] or 0), eps)
 
 
-def _weight(text: str) -> float:
+def parse_weight(text: str) -> float:
+    """Read the weight of a term, a number > 0; raises `UserError`."""
     try:
         weight = float(text)
     except ValueError:

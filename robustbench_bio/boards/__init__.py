@@ -1,0 +1,1 @@
+"""Boards: entries of a leaderboard, their ranking, and what keeps them honest."""
