@@ -11,7 +11,17 @@ from test_records import outcomes, result
 
 from robustbench_bio import catalog, cli, evaluation, grid, grid_report, zoo
 from robustbench_bio.errors import UserError
-from robustbench_bio.grid import Cell, GridResult, Row, find_models, planned, ranked, shared_meter
+from robustbench_bio.grid import (
+    Cell,
+    GridResult,
+    Row,
+    applies,
+    find_models,
+    planned,
+    ranked,
+    shared_meter,
+    stood_in,
+)
 from robustbench_bio.judge import judge
 from robustbench_bio.records import AttackPreset, Result
 
@@ -465,3 +475,14 @@ def test_cells_that_differ_only_in_the_gradient_are_one_column() -> None:
     rule, exact = (Cell("pgd", "linf", 0.1, "0.1", gradient, {"steps": 2}) for gradient in ("rule", "exact"))
     assert rule.column() == exact.column()
     assert rule.column() != Cell("pgd", "linf", 0.1, "0.1", "rule", {"steps": 3}).column()
+
+
+def test_a_network_with_thresholds_is_put_to_surrogates_instead_of_the_exact_gradient() -> None:
+    cells = planned(catalog.preset("standard"), 0.3)
+    asked = {name: [(c.attack, c.gradient) for c in stood_in(cells) if applies(c, zoo.load_model(name))]
+             for name in ("stdp-spiking-cnn", "bp-resnet20")}  # fmt: skip
+    assert asked["bp-resnet20"] == [("autoattack", "exact"), ("square", "exact"), ("one-pixel", "exact")]
+    assert asked["stdp-spiking-cnn"] == [
+        ("autoattack", "surrogate:qgate"), ("autoattack", "surrogate:arctan"), ("square", "exact"),
+        ("one-pixel", "exact"),
+    ]  # fmt: skip

@@ -268,8 +268,7 @@ def test_a_projection_fires_convolves_and_keeps_its_sign() -> None:
     assert (excites.sign, inhibits.sign) == ("p", "n")
     for link, sign in ((excites, 1), (inhibits, -1)):
         y = link(x)
-        spikes = LIF()(x)
-        plain = torch.stack([link.synapses(step) for step in spikes])
+        plain = torch.stack([link.synapses(spikes) for spikes in LIF()(x)])
         torch.testing.assert_close(y, torch.where(sign * plain > 0, plain, 0.0))
         assert (sign * y).max() > 0
 

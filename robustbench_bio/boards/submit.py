@@ -83,7 +83,7 @@ def submit(
 
 def _measured(found: Candidate, board: Board, cells: Sequence[Cell], work: Work, folders: Folders) -> Submitted:
     threat = (board.rank_by.norm, board.rank_by.value())
-    row = work.row(found.card.id, found.net.to(work.device), cells, threat)
+    row = work.row(found.card.id, found.net.to(work.device), asked_of(found.net, cells), threat)
     entry = entry_of(found.card, found.net.cpu(), found.cells, row, board)
     return Submitted(entry, _write(entry, found, board, folders))
 
