@@ -223,7 +223,8 @@ def search(
         list[str] | None, typer.Option("--set", help="Parameter of the engine as name=value; repeatable.")
     ] = None,
     fitness: Annotated[
-        str | None, typer.Option(help="accuracy, loss, robust:pgd5:8/255, or a sum: accuracy=1,robust=0.5.")
+        str | None,
+        typer.Option(help="accuracy, loss, robust:pgd5:8/255, or a sum: accuracy=1,robust=0.5; mse-nas: rdm, sahd, …"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     max_minutes: Annotated[float | None, typer.Option(help="Stop after this time; the same call continues.")] = None,

@@ -719,3 +719,11 @@ def test_browser_text_stands_out_by_day_and_night(visit: Callable[..., Any], sch
         ratio, where = page.evaluate(CONTRAST)
         assert ratio >= 4.5, where
     assert papers == {"rgb(251, 250, 247)" if scheme == "light" else "rgb(21, 24, 26)"}
+
+
+def test_the_committed_boards_make_a_site_with_a_page_for_every_entry(tmp_path: Path) -> None:
+    boards = {name: (catalog.board(name), [catalog.entry(file) for file in catalog.entry_files(name)])
+              for name in catalog.board_names()}  # fmt: skip
+    written = {path.name for path in site.build(boards, tmp_path / "site")}
+    assert sum(len(entries) for _, entries in boards.values()) >= 17
+    assert {f"{entry.model}.html" for _, entries in boards.values() for entry in entries} <= written
