@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from robustbench_bio.boards.entry import Board, Entry
+from robustbench_bio.cards import ModelCard
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
 from robustbench_bio.motifs import AnyGenotype, MotifGenotype, read_genotype
-from robustbench_bio.records import AttackPreset, ModelCard, read_toml
+from robustbench_bio.presets import AttackPreset
+from robustbench_bio.records import read_toml
 from robustbench_bio.registry import unknown
 from robustbench_bio.search.motifs import MotifSpace
 from robustbench_bio.search.space import Space

@@ -14,13 +14,13 @@ from torch import Tensor
 from robustbench_bio import catalog, measures, zoo
 from robustbench_bio.api import load_data
 from robustbench_bio.attacks import ATTACKS
+from robustbench_bio.cards import TrainedNet
 from robustbench_bio.datasets import DATASETS, default_root, open_dataset
 from robustbench_bio.datasets.base import Dataset
 from robustbench_bio.datasets.cifar import Cifar
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets import NETS, measure
 from robustbench_bio.nets.base import Net, weight_layers
-from robustbench_bio.records import TrainedNet
 from robustbench_bio.registry import Registry, unknown
 from robustbench_bio.rules import RULES, RuleSet, predictive, rule_names
 from robustbench_bio.search.base import ENGINES

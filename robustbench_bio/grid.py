@@ -20,7 +20,8 @@ from robustbench_bio.errors import UserError
 from robustbench_bio.evaluation import evaluate
 from robustbench_bio.gradients import Gradient
 from robustbench_bio.nets.base import Net
-from robustbench_bio.records import AttackPreset, Precision, PresetCell, Result, Scalar, check_eps, parse_eps
+from robustbench_bio.presets import AttackPreset, PresetCell
+from robustbench_bio.records import Precision, Result, Scalar, check_eps, parse_eps
 from robustbench_bio.registry import unknown
 from robustbench_bio.stats import worst_case
 from robustbench_bio.store import Store, default_home

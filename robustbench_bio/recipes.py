@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_bio import catalog
+from robustbench_bio.cards import ModelCard, Recipe
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
-from robustbench_bio.records import ModelCard, Recipe, parse_eps
+from robustbench_bio.records import parse_eps
 
 
 def prepare(

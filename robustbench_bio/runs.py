@@ -7,10 +7,11 @@ from typing import Any
 from rich.table import Table
 
 from robustbench_bio import report, zoo
+from robustbench_bio.cards import ModelCard, TrainedNet
 from robustbench_bio.datasets import load_data, open_dataset
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets.base import Net
-from robustbench_bio.records import ModelCard, TrainedNet, read_toml
+from robustbench_bio.records import read_toml
 from robustbench_bio.store import write_atomically
 from robustbench_bio.train import Progress, Training, train
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from robustbench_bio.attacks import Oracle
 from robustbench_bio.attacks.pgd import PGD
 from robustbench_bio.attacks.tpgd import TPGD, divergence
+from robustbench_bio.cards import Adversary, Recipe
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets.base import Net
-from robustbench_bio.records import Adversary, Recipe
 from robustbench_bio.rng import ExampleRng, torch_generator
 from robustbench_bio.rules import RuleSet
 from robustbench_bio.store import write_atomically

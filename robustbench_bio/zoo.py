@@ -13,12 +13,13 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from robustbench_bio import catalog, nets, rules
+from robustbench_bio.cards import ModelCard, TrainedNet
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.datasets.base import Dataset
 from robustbench_bio.errors import UserError
 from robustbench_bio.motifs import AnyGenotype
 from robustbench_bio.nets.base import Inputs, Net
-from robustbench_bio.records import ModelCard, TrainedNet, first_error
+from robustbench_bio.records import first_error
 from robustbench_bio.registry import unknown
 from robustbench_bio.rules import RuleOptions
 from robustbench_bio.store import write_atomically

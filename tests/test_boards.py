@@ -26,9 +26,11 @@ from robustbench_bio.boards.ranking import paired_p, ranked
 from robustbench_bio.boards.replay import Outcome, Slice, differences
 from robustbench_bio.boards.submit import entry_text
 from robustbench_bio.boards.verify import DIAGNOSIS, sample, verify
+from robustbench_bio.cards import ModelCard, Recipe, TrainedNet
 from robustbench_bio.errors import UserError
 from robustbench_bio.evaluation import evaluate
-from robustbench_bio.records import ModelCard, Provenance, Radius, Recipe, TrainedNet
+from robustbench_bio.presets import Radius
+from robustbench_bio.records import Provenance
 from robustbench_bio.zoo import HEADER
 
 BOARD = """

@@ -15,8 +15,8 @@ import torch
 
 import robustbench_bio as rb
 from robustbench_bio import campaign, catalog, cli, recipes, terminal, zoo
+from robustbench_bio.cards import ModelCard, Recipe, TrainedNet
 from robustbench_bio.datasets import load_data, open_dataset
-from robustbench_bio.records import ModelCard, Recipe, TrainedNet
 
 FAST = ["--n-examples", "16", "--steps", "2"]
 

@@ -17,7 +17,7 @@ import torch
 from robustbench_bio import cli
 from robustbench_bio.attacks import ATTACKS, Oracle
 from robustbench_bio.backends import BACKENDS
-from robustbench_bio.records import AttackPreset
+from robustbench_bio.presets import AttackPreset
 from robustbench_bio.search.base import ENGINES
 from robustbench_bio.search.space import Space
 from robustbench_bio.surrogates import SURROGATES

@@ -23,7 +23,8 @@ from robustbench_bio.grid import (
     stood_in,
 )
 from robustbench_bio.judge import judge
-from robustbench_bio.records import AttackPreset, Result
+from robustbench_bio.presets import AttackPreset
+from robustbench_bio.records import Result
 
 TINY = """
 name = "tiny"

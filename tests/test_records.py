@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from robustbench_bio.cards import Adversary, ModelCard, Recipe
 from robustbench_bio.errors import UserError
 from robustbench_bio.records import (
-    Adversary,
     EvalSpec,
-    ModelCard,
     Outcomes,
     Provenance,
-    Recipe,
     Record,
     Result,
     check_eps,

@@ -32,10 +32,11 @@ from robustbench_bio.boards.regress import (
 )
 from robustbench_bio.boards.replay import Slice
 from robustbench_bio.boards.submit import entry_text
+from robustbench_bio.cards import ModelCard
 from robustbench_bio.errors import UserError
 from robustbench_bio.evaluation import evaluate
 from robustbench_bio.pytest_plugin import check
-from robustbench_bio.records import ModelCard, Provenance
+from robustbench_bio.records import Provenance
 
 PLUGIN = "robustbench_bio.pytest_plugin"
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_bio import datasets, nets, train
+from robustbench_bio.cards import Recipe
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets import Inputs, Net
 from robustbench_bio.nets.spiking import LIF, FiringConv2d
-from robustbench_bio.records import Recipe
 from robustbench_bio.rules import RuleOptions, attach
 from robustbench_bio.rules.base import Draw, OutputError
 from robustbench_bio.rules.geometry import Convolution, Dense, unfolded

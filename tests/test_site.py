@@ -21,9 +21,11 @@ from robustbench_bio.boards import pictures, site
 from robustbench_bio.boards.entry import Board, Entry, Finding, Gallery, Measured, pack, scored
 from robustbench_bio.boards.ranking import paired_p, ranked
 from robustbench_bio.boards.site import views
+from robustbench_bio.cards import ModelCard, Recipe, TrainedNet
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
-from robustbench_bio.records import EvalSpec, ModelCard, Provenance, Radius, Recipe, TrainedNet
+from robustbench_bio.presets import Radius
+from robustbench_bio.records import EvalSpec, Provenance
 
 CURVE = (1, 2, 4, 8, 16, 32)
 N = 120

@@ -12,10 +12,10 @@ from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.oracle import NO_SLOPE
 from robustbench_bio.attacks.surrogate import soften, stepped
 from robustbench_bio.attacks.traced import trace
+from robustbench_bio.cards import Recipe
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets import Inputs, Net
 from robustbench_bio.nets.spiking import LIF, SpikingBlock, over_time
-from robustbench_bio.records import Recipe
 from robustbench_bio.rules import attach
 from robustbench_bio.rules.geometry import Convolution
 from robustbench_bio.surrogates import SURROGATES

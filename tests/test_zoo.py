@@ -14,11 +14,11 @@ from torch import Tensor
 
 import robustbench_bio as rb
 from robustbench_bio import catalog, runs, zoo
+from robustbench_bio.cards import ModelCard, Recipe, TrainedNet
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.errors import UserError
 from robustbench_bio.judge import fingerprint
 from robustbench_bio.nets import Net
-from robustbench_bio.records import ModelCard, Recipe, TrainedNet
 from robustbench_bio.rules import RuleSet
 
 ZOO = catalog.model_ids()

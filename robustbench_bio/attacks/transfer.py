@@ -12,9 +12,9 @@ from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
 from robustbench_bio.attacks.mi_fgsm import MIFGSM
 from robustbench_bio.attacks.oracle import Oracle
 from robustbench_bio.attacks.pgd import PGD
+from robustbench_bio.cards import TrainedNet
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets import Net
-from robustbench_bio.records import TrainedNet
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.threat import Norm, Threat
 

@@ -10,11 +10,12 @@ import torch
 from robustbench_bio import catalog, nets, runs, zoo
 from robustbench_bio.boards.entry import Board
 from robustbench_bio.boards.folders import Folders, file_hash
+from robustbench_bio.cards import ModelCard, TrainedNet
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
 from robustbench_bio.nets.base import Inputs, Net
-from robustbench_bio.records import ModelCard, TrainedNet, read_toml
+from robustbench_bio.records import read_toml
 
 Progress = Callable[[int, int, str], None]
 

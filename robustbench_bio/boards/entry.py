@@ -8,18 +8,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from robustbench_bio.cards import ModelCard
 from robustbench_bio.genotype import Genotype
-from robustbench_bio.records import (
-    EvalSpec,
-    Identifier,
-    ModelCard,
-    Outcomes,
-    Provenance,
-    Radius,
-    Record,
-    Result,
-    Sha256,
-)
+from robustbench_bio.presets import Radius
+from robustbench_bio.records import EvalSpec, Identifier, Outcomes, Provenance, Record, Result, Sha256
 from robustbench_bio.stats import wilson
 from robustbench_bio.verdicts import Verdict
 

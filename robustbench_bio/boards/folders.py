@@ -9,12 +9,13 @@ from typing import Self
 
 from robustbench_bio import catalog, zoo
 from robustbench_bio.boards.entry import Board, Entry
+from robustbench_bio.cards import ModelCard, TrainedNet
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
 from robustbench_bio.grid import Cell, applies, planned, stood_in
 from robustbench_bio.nets.base import Net
-from robustbench_bio.records import EvalSpec, ModelCard, TrainedNet, format_eps, read_toml
+from robustbench_bio.records import EvalSpec, format_eps, read_toml
 from robustbench_bio.registry import unknown
 
 

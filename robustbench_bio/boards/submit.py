@@ -13,12 +13,13 @@ from robustbench_bio.boards.entry import Board, Entry, Finding, Measured, scored
 from robustbench_bio.boards.folders import Folders, asked_of, cells_of
 from robustbench_bio.boards.replay import Slice, facts_of, gallery
 from robustbench_bio.campaign import pick_device
+from robustbench_bio.cards import ModelCard
 from robustbench_bio.datasets import load_data
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
 from robustbench_bio.grid import Cell, Row, Work
 from robustbench_bio.nets.base import Net
-from robustbench_bio.records import ModelCard, Provenance
+from robustbench_bio.records import Provenance
 from robustbench_bio.store import Store, default_home, write_atomically
 from robustbench_bio.threat import Threat
 from robustbench_bio.verdicts import Diagnosis

@@ -11,11 +11,11 @@ import torch
 
 from robustbench_bio import nets, rules, train
 from robustbench_bio.attacks.base import at_least
+from robustbench_bio.cards import Recipe
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
 from robustbench_bio.nets.base import Inputs
-from robustbench_bio.records import Recipe
 from robustbench_bio.rules import RuleOptions
 from robustbench_bio.search import checkpoint
 from robustbench_bio.search.base import Engine, Found, Labelled, Task

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from robustbench_bio import rules, train
 from robustbench_bio.attacks.base import at_least
+from robustbench_bio.cards import Recipe
 from robustbench_bio.errors import UserError
-from robustbench_bio.records import Recipe
 from robustbench_bio.rng import torch_generator
 from robustbench_bio.rules import LayerRules, RuleOptions
 from robustbench_bio.search import checkpoint

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from robustbench_bio import nets, rules, train
 from robustbench_bio.attacks.base import at_least
+from robustbench_bio.cards import Recipe
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.errors import UserError
 from robustbench_bio.motifs import Coding, MotifGenotype, reduction_cells
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.nets.measure import parameters
-from robustbench_bio.records import Recipe, Record
+from robustbench_bio.records import Record
 from robustbench_bio.rng import torch_generator
 from robustbench_bio.search import checkpoint, motif_trace, rdm
 from robustbench_bio.search.base import ENGINES, Engine, Found, Labelled, Task
