@@ -12,7 +12,7 @@ import torch
 from robustbench_bio import __version__, catalog, zoo
 from robustbench_bio.api import tensors
 from robustbench_bio.attacks import Oracle, make, rules_of
-from robustbench_bio.attacks.surrogate import stepped
+from robustbench_bio.attacks.surrogate import followed
 from robustbench_bio.backends import BACKENDS, NATIVE, names, peer
 from robustbench_bio.datasets import load_data
 from robustbench_bio.diagnosis import NothingToAttack, diagnose
@@ -23,7 +23,6 @@ from robustbench_bio.judge import fingerprint
 from robustbench_bio.records import Precision, Record, Result, check_eps, parse_eps
 from robustbench_bio.registry import unknown
 from robustbench_bio.store import Store, default_home
-from robustbench_bio.surrogates import ATTACKED_BY
 from robustbench_bio.threat import NORMS, Norm, Threat
 from robustbench_bio.verdicts import Diagnosis, contradictions
 
@@ -253,8 +252,7 @@ def _backends(asked: str, try_out: Callable[[str], None], notice: Callable[[str]
 def gradients(net: torch.nn.Module, asked: str | None, x: torch.Tensor) -> list[str]:
     """Return the gradients to measure.
 
-    The default is exact, or every one of `ATTACKED_BY` where thresholds leave no exact gradient, after rule where the
-    network has rules.
+    Default: exact, or surrogates where thresholds leave no exact gradient; after rule where the network has rules.
 
     Args:
         net: in eval mode.
@@ -266,7 +264,7 @@ def gradients(net: torch.nn.Module, asked: str | None, x: torch.Tensor) -> list[
     if asked is not None:
         return [str(Gradient.read(asked))]
     by_rule = ["rule"] if rules_of(net) is not None else []
-    return by_rule + (list(ATTACKED_BY) if stepped(net, x) else ["exact"])
+    return [*by_rule, *followed(net, x)]
 
 
 def pick_device(device: str) -> str:

@@ -184,6 +184,15 @@ def test_a_network_under_a_rule_is_masked_by_it(trained: tuple[nn.Module, Tensor
     assert report.reason.startswith("rule-far-above-exact")
 
 
+def test_rows_that_are_listed_in_python_cannot_be_traced_and_say_so() -> None:
+    class Listed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[torch.tensor(list(range(len(x))))]
+
+    with pytest.raises(Untraceable, match="other logits"):
+        trace(Listed().eval(), torch.rand(2, 1, 4, 4))
+
+
 @pytest.mark.parametrize("form", ["view", "zeros", "time", "slice", "range", "width"])
 def test_a_network_that_asks_for_the_length_of_the_batch_is_traced_for_any_batch(form: str) -> None:
     class Length(nn.Module):

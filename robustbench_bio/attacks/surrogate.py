@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from robustbench_bio.attacks.traced import Untraceable, trace
 from robustbench_bio.errors import UserError
-from robustbench_bio.surrogates import surrogate
+from robustbench_bio.surrogates import ATTACKED_BY, surrogate
 
 _aten = torch.ops.aten
 
@@ -65,6 +65,11 @@ def stepped(model: nn.Module, x: Tensor) -> bool:
         return has_steps(trace(model, x))
     except Untraceable:
         return False
+
+
+def followed(model: nn.Module, x: Tensor) -> tuple[str, ...]:
+    """Return the gradients that an attack has to follow: exact, or every one of `ATTACKED_BY` where there are steps."""
+    return ATTACKED_BY if stepped(model, x) else ("exact",)
 
 
 def _soften(module: fx.GraphModule, node: fx.Node, derivative: Callable[[Tensor], Tensor]) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustbench_bio.api import tensors
 from robustbench_bio.attacks import Oracle, make
-from robustbench_bio.attacks.surrogate import stepped
+from robustbench_bio.attacks.surrogate import followed
 from robustbench_bio.boards.entry import Gallery, Measured
 from robustbench_bio.datasets import load_data
 from robustbench_bio.evaluation import data_hash, evaluate
@@ -21,7 +21,6 @@ from robustbench_bio.nets.base import Net
 from robustbench_bio.records import EvalSpec
 from robustbench_bio.rng import ExampleRng, torch_generator
 from robustbench_bio.rules import RuleSet
-from robustbench_bio.surrogates import ATTACKED_BY
 from robustbench_bio.threat import Threat
 
 #: Values are moved by at most this before an attack is repeated: some units in the last place of values near 1.
@@ -167,7 +166,7 @@ def gallery(net: nn.Module, data: Slice, threat: Threat, seed: int, n: int = 8) 
     index = torch.tensor(right)
     x, y = data.x[index], data.y[index]
     rng = ExampleRng(seed, [data.ids[row] for row in right], "gallery")
-    gradient = ATTACKED_BY[-1] if stepped(net, x[:2]) else "exact"
+    gradient = followed(net, x[:2])[-1]
     x_adv = make("pgd", threat.norm, {"steps": 20}).perturb(Oracle(net, gradient), x, y, threat, rng).x_adv
     # Towards zero, so that what is kept stays within the threat model.
     delta = ((x_adv - x) / threat.eps * _STEPS).trunc().clamp(-_STEPS, _STEPS).to(torch.int8)
