@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from robustbench_bio.errors import UserError
 from robustbench_bio.gradients import Gradient
 from robustbench_bio.judge import check_data, checked_logits
+from robustbench_bio.numerics import full_float32
 from robustbench_bio.probes import Probe
 from robustbench_bio.records import check_eps
 from robustbench_bio.threat import Norm, Threat
@@ -20,6 +21,7 @@ class NothingToAttack(UserError):
     """No example is classified correctly."""
 
 
+@full_float32()
 def diagnose(
     model: nn.Module,
     data: tuple[Tensor, Tensor],

@@ -18,6 +18,7 @@ from robustbench_bio.backends import BACKENDS, NATIVE, peer
 from robustbench_bio.errors import UserError
 from robustbench_bio.gradients import Gradient
 from robustbench_bio.judge import AttackViolation, check_data, checked_logits, fingerprint, gate, judge
+from robustbench_bio.numerics import full_float32
 from robustbench_bio.records import EvalSpec, Outcomes, Precision, Provenance, Result, check_eps
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.store import Store
@@ -28,6 +29,7 @@ from robustbench_bio.voting import VOTES, Voted, is_random
 Progress = Callable[[int, int], None]
 
 
+@full_float32()
 def evaluate(
     model: nn.Module,
     data: tuple[Tensor, Tensor],

@@ -120,6 +120,9 @@ class _Loop:
         self.optimiser = _optimiser(self.learned, recipe)
         self.best: dict[str, Tensor] = {}
         self.ema = _floats(net) if recipe.ema else {}
+        self.order, self.ordered = torch.empty(0, dtype=torch.int64), -1
+        # Loss and hits of this epoch, kept on the device: reading them after every step would stall a GPU.
+        self.tally = torch.zeros(2, dtype=torch.float64, device=device)
         self.last_saved = time.monotonic()
 
     def run(self, deadline: float, progress: Progress | None) -> None:
@@ -142,10 +145,12 @@ class _Loop:
     def _step(self) -> None:
         step = self.state.step
         epoch, index = divmod(step, self.epoch_steps)
-        order = torch.randperm(len(self.y), generator=torch_generator(self.seed, "order", epoch))
-        rows = order[index * self.recipe.batch_size :][: self.recipe.batch_size]
-        x = self.x[rows.to(self.device)].float() / 255
-        y = self.y[rows.to(self.device)]
+        if epoch != self.ordered:
+            self.order = torch.randperm(len(self.y), generator=torch_generator(self.seed, "order", epoch))
+            self.ordered = epoch
+        rows = self.order[index * self.recipe.batch_size :][: self.recipe.batch_size]
+        here = rows.to(self.device, non_blocking=True)
+        x, y = self.x[here].float() / 255, self.y[here]
         x = augment(x, self.recipe, torch_generator(self.seed, "augment", step))
         seed = torch_generator(self.seed, "network", step).initial_seed()
         torch.default_generator.manual_seed(seed)
@@ -154,13 +159,13 @@ class _Loop:
         self._set_schedules()
         self.optimiser.zero_grad(set_to_none=True)
         logits, losses = self._backward(x, y, rows)
-        if not torch.isfinite(losses).all():
-            raise UserError(f"training diverged at step {step + 1}: the loss is not finite; try a smaller lr")
         if self.recipe.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.learned, self.recipe.grad_clip)
         self.optimiser.step()
         self.rules.step(self.net)
         self._track(logits, losses, y)
+        if not torch.isfinite(losses).all():  # last, so that a GPU has the whole step before it is waited for
+            raise UserError(f"training diverged at step {step + 1}: the loss is not finite; try a smaller lr")
         self.state.step += 1
 
     def _backward(self, x: Tensor, y: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +202,8 @@ class _Loop:
             attack = TPGD(steps=adversary.steps, step_size=adversary.step_size, early_exit=False)
         rng = ExampleRng(self.seed, rows, f"adversary {self.state.step}")
         self.net.eval()
-        proposal = attack.perturb(Oracle(self.net, traced=False), x, y, Threat("linf", adversary.eps), rng)
+        with self._autocast():
+            proposal = attack.perturb(Oracle(self.net, traced=False), x, y, Threat("linf", adversary.eps), rng)
         self.net.train()
         return proposal.x_adv
 
@@ -232,16 +238,19 @@ class _Loop:
             self.net.drop_path = recipe.drop_path * ramp
 
     def _track(self, logits: Tensor, losses: Tensor, y: Tensor) -> None:
-        running = self.state.running
-        running["loss"] += losses.sum().item()
-        running["correct"] += (logits.argmax(1) == y).sum().item()
-        running["n"] += len(y)
+        self.tally += torch.stack([losses.sum().double(), (logits.argmax(1) == y).sum().double()])
+        self.state.running["n"] += len(y)
         if self.recipe.ema:
             for name, value in _floats(self.net).items():
                 self.ema[name].lerp_(value, 1 - self.recipe.ema)
 
+    def _settle(self) -> None:
+        """Let the state tell what the device has counted."""
+        self.state.running["loss"], self.state.running["correct"] = self.tally.tolist()
+
     def _end_epoch(self) -> str:
         state, recipe = self.state, self.recipe
+        self._settle()
         own = {name: value.clone() for name, value in self.net.state_dict().items()}
         kept = own | self.ema
         if self.ema:
@@ -262,6 +271,7 @@ class _Loop:
             row["val_accuracy"] = val
         state.history.append(row)
         state.running = {"loss": 0.0, "correct": 0.0, "n": 0.0}
+        self.tally.zero_()
         if recipe.select == "last" or val is None or state.val_accuracy is None or val >= state.val_accuracy:
             self.best, state.best_epoch, state.val_accuracy = (
                 {k: v.clone() for k, v in kept.items()},
@@ -284,6 +294,7 @@ class _Loop:
     def _save(self) -> None:
         if self.checkpoint is None:
             return
+        self._settle()
         tensors = {f"net/{k}": v for k, v in self.net.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()} | {f"ema/{k}": v for k, v in self.ema.items()}
         for i, state in self.optimiser.state_dict()["state"].items():
@@ -308,6 +319,7 @@ class _Loop:
                 "name another --out, or delete it to start anew"
             )
         self.state = Training(**json.loads(about["state"]))
+        self.tally.copy_(torch.tensor([self.state.running["loss"], self.state.running["correct"]], dtype=torch.float64))
         parts: dict[str, dict[str, Tensor]] = {"net": {}, "best": {}, "ema": {}}
         slots: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():

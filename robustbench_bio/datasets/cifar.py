@@ -15,6 +15,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from robustbench_bio.datasets.base import DATASETS, Dataset, Examples, Split, count
+from robustbench_bio.datasets.npz import open_npz
 from robustbench_bio.errors import UserError
 
 _NO_DOWNLOAD = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error)
@@ -25,7 +26,8 @@ class Cifar(Dataset):
     """32×32 colour photographs: 50,000 for training, 10,000 for test, in their official order.
 
     A missing data set is downloaded once into `root` and checked against torchvision's MD5 sums; the official
-    archive found in `root` is unpacked instead. What cannot be fetched leaves no partial files.
+    archive found in `root` is unpacked instead. What cannot be fetched leaves no partial files. Where there are no
+    official files, `cifar10.npz` or `cifar100.npz` in `root` (see `npz.NpzDataset`) stands in for them.
 
     Source: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
     """
@@ -49,6 +51,9 @@ class Cifar(Dataset):
             try:
                 images = reader(root, train=split == "train")
             except RuntimeError:  # torchvision's word for missing or damaged
+                stand_in = root / f"{self.name}.npz"
+                if stand_in.is_file():
+                    return open_npz(stand_in, self.name, self).load(split, root, n_examples)
                 images = self._fetched(reader, split, root)
         n = count(n_examples, len(images.data))
         x = np.ascontiguousarray(images.data[:n].transpose(0, 3, 1, 2))
@@ -62,7 +67,7 @@ class Cifar(Dataset):
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"{self.name} is not in {root} and could not be downloaded ({reason}): "
-                f"put {reader.filename} there, or pass --data-file FILE.npz"
+                f"put {reader.filename} or {self.name}.npz there, or pass --data-file FILE.npz"
             ) from error
 
 

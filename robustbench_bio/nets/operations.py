@@ -47,9 +47,9 @@ def row_then_column(channels: int, stride: int, affine: bool) -> nn.Sequential:
 
 
 class FactorizedReduce(nn.Module):
-    """Half the resolution by two 1×1 convolutions of stride 2 that see different pixels.
+    """Half the resolution by two 1×1 convolutions that see every second pixel, each another one.
 
-    ReLU → concat[conv0(x), conv1(x shifted by one pixel)] → batch norm:
+    ReLU → concat[conv0(x[0::2, 0::2]), conv1(x[1::2, 1::2])] → batch norm:
     [N, c_in, H, W] → [N, c_out, ⌈H/2⌉, ⌈W/2⌉].
     Sides of odd length, where the released code fails, are padded with zeros at the far edge for conv1.
     """
@@ -57,15 +57,17 @@ class FactorizedReduce(nn.Module):
     def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
         super().__init__()
         self.relu = nn.ReLU()
-        self.conv0 = nn.Conv2d(c_in, c_out // 2, 1, 2, bias=False)
-        self.conv1 = nn.Conv2d(c_in, c_out - c_out // 2, 1, 2, bias=False)
+        # Pixels are left out before the convolutions, which says the same as their stride of 2: with that, oneDNN writes
+        # past its buffer for the weights' gradient where c_in < 8 and the processor has AVX2 but no AVX-512.
+        self.conv0 = nn.Conv2d(c_in, c_out // 2, 1, bias=False)
+        self.conv1 = nn.Conv2d(c_in, c_out - c_out // 2, 1, bias=False)
         self.norm = norm(c_out, affine)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
         height, width = x.shape[2:]
-        shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
-        return self.norm(torch.cat([self.conv0(x), self.conv1(shifted)], 1))  # type: ignore[no-any-return]
+        odd = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1::2, 1::2]
+        return self.norm(torch.cat([self.conv0(x[:, :, ::2, ::2]), self.conv1(odd)], 1))  # type: ignore[no-any-return]
 
 
 class Zero(nn.Module):

@@ -139,19 +139,24 @@ class BatchRandomMagnitudeFeedback(FeedbackRule):
 
     def step(self, layer: Layer) -> None:
         del layer
-        self.stream[1] += 1
-        self.restart()
+        self._count += 1
+        self.stream[1] = self._count
+        self._redraw()
 
     def restart(self) -> None:
         """Make the magnitudes those that the stream prescribes right after a step."""
+        # Read here alone: where the stream lies on a GPU, reading it waits for all that the GPU has to do.
+        self._seed, self._count = self.stream.tolist()
+        self._redraw()
+
+    def _redraw(self) -> None:
         self._forwards = 0
-        self.magnitude.copy_(self._drawn())
+        self.magnitude.copy_(self._drawn(), non_blocking=True)
 
     def _drawn(self) -> Tensor:
-        seed, count = self.stream.tolist()
-        draw = Draw(seed, self._layer_name, self.options)
-        magnitude = draw.uniform(self.magnitude.shape, self._bound, f"brsf {count} {self._forwards}").abs()
-        return magnitude.to(self.magnitude)
+        draw = Draw(self._seed, self._layer_name, self.options)
+        magnitude = draw.uniform(self.magnitude.shape, self._bound, f"brsf {self._count} {self._forwards}").abs()
+        return magnitude.to(self.magnitude, non_blocking=True)
 
 
 def _follow(module: BatchRandomMagnitudeFeedback, keys: object) -> None:
