@@ -24,9 +24,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-#: Energy of a float32 addition at 45 nm, in pJ; a multiply-accumulate is in `nets.measure`.
-ADD_PICOJOULES = 0.9
-
 console = Console()
 
 
@@ -161,44 +158,20 @@ def _paired(differences: Any) -> tuple[float, float, float]:
 
 
 def operations(net: Any, x: Any) -> dict[str, float]:
-    """Return additions (input of spikes) and multiply-accumulates (any other input) of an image, means over x.
+    """Return additions (input of spikes), multiply-accumulates (any other input) and spikes of an image, means over x.
 
-    A convolution adds a weight for each spike and each output that the spike reaches; borders are left out exactly.
+    The stem's product with a still image is counted once, as it is computed; `biorobust show` has both counts.
     """
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
+    from robustbench_bio.nets.firing import firing
 
-    counts = {"additions": 0.0, "macs": 0.0, "spikes": 0.0}
-
-    def count(layer: nn.Module, args: Any, out: Any) -> None:
-        (given,) = args
-        if isinstance(layer, nn.Linear):
-            counts["macs"] += layer.weight.numel()
-            return
-        assert isinstance(layer, nn.Conv2d)
-        if bool(((given == 0) | (given == 1)).all()):
-            ones = torch.ones_like(layer.weight)
-            counts["additions"] += F.conv2d(given, ones, None, layer.stride, layer.padding).sum().item() / len(x)
-        else:
-            counts["macs"] += out.numel() * layer.weight[0].numel() / len(x)
-
-    def fired(_layer: nn.Module, _args: Any, out: Any) -> None:
-        counts["spikes"] += out.sum().item() / len(x)
-
-    from robustbench_bio.nets.spiking import LIF
-
-    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks += [m.register_forward_hook(fired) for m in net.modules() if isinstance(m, LIF)]
-    with torch.no_grad():
-        net.eval()(x)
-    for hook in hooks:
-        hook.remove()
-    return counts
+    found = firing(net, x)
+    return {"additions": found.accumulates, "macs": found.macs - found.repeated, "spikes": found.spikes}
 
 
 def energy(setup: Setup, count: int, folder: Path) -> None:
     """Answer the third question."""
+    from robustbench_bio.nets.measure import spiking_picojoules
+
     table = Table(title=f"The same weights with spikes (T = {setup.steps}) and with ReLU, each trained "
                         f"{setup.epochs} epochs; means of {count} random genomes")  # fmt: skip
     for name in ("", "accuracy, %", "spikes", "additions", "multiply-accumulates", "nJ"):
@@ -208,7 +181,7 @@ def energy(setup: Setup, count: int, folder: Path) -> None:
         for kind, found in rows.items():
             asked = asdict(setup) | {"genome": list(genotype.genome), "neurons": kind}
             row = kept(folder, f"energy-{i}-{kind}", asked, lambda g=genotype, k=kind: _trained(setup, g, k))  # type: ignore[misc]
-            picojoules = row["additions"] * ADD_PICOJOULES + row["macs"] * 4.6
+            picojoules = spiking_picojoules(row["additions"], row["macs"])
             found.append([100 * row["accuracy"], row["spikes"], row["additions"], row["macs"], picojoules / 1000])
     for kind, found in rows.items():
         accuracy, *others = np.array(found).mean(0)

@@ -16,10 +16,10 @@ from robustbench_bio.api import load_data
 from robustbench_bio.attacks import ATTACKS
 from robustbench_bio.cards import TrainedNet
 from robustbench_bio.datasets import DATASETS, default_root, open_dataset
-from robustbench_bio.datasets.base import Dataset
+from robustbench_bio.datasets.base import Dataset, Split
 from robustbench_bio.datasets.cifar import Cifar
 from robustbench_bio.errors import UserError
-from robustbench_bio.nets import NETS, measure
+from robustbench_bio.nets import NETS, firing, measure
 from robustbench_bio.nets.base import Net, weight_layers
 from robustbench_bio.registry import Registry, unknown
 from robustbench_bio.rules import RULES, RuleSet, predictive, rule_names
@@ -28,6 +28,12 @@ from robustbench_bio.search.space import Space
 
 #: How much of the train split gradients are measured on, and in batches of which size.
 EXAMPLES, BATCH_SIZE = 512, 64
+
+#: How many of the first test images spikes are counted on.
+SPIKE_EXAMPLES = 200
+
+#: With more layers of neurons than this a person reads the lowest and highest firing rate only.
+MOST_RATES = 12
 
 #: What `show` says of weights that are the trained ones.
 TRAINED = "trained"
@@ -77,7 +83,8 @@ def facts(
     """Return field → value for one thing, such as a model, attack, rule, data set, genotype, preset or board.
 
     Numbers are numbers, in the unit that the field or its key names. Of a model's network, `LAYERS` holds one row
-    per layer (angles in degrees), and gradients are measured only with trained weights and data that is here.
+    per layer (angles in degrees), and gradients are measured only with trained weights and data that is here; so are
+    the spikes of a spiking network, on test images.
 
     Args:
         name: of the thing.
@@ -134,8 +141,10 @@ def _model_facts(model: str, dataset: str, data: _Data, progress: Progress | Non
         entry = card.datasets[dataset]
         net = zoo.network(card, entry, open_dataset(dataset, data.file)).eval()
         weights = _filled(net, model, entry)
-        examples = _examples(dataset, data) if weights == TRAINED else "nothing: no trained weights"
-        found |= _network_facts(net, entry) | {"weights": weights} | _measured(net, examples, progress)
+        found |= _network_facts(net, entry) | {"weights": weights}
+        if firing.spiking(net):
+            found |= _spiking_facts(net, _examples(dataset, data, "test", SPIKE_EXAMPLES, weights))
+        found |= _measured(net, _examples(dataset, data, "train", EXAMPLES, weights), progress)
     return found
 
 
@@ -150,12 +159,14 @@ def _filled(net: Net, model: str, entry: TrainedNet) -> str:
     return TRAINED
 
 
-def _examples(dataset: str, data: _Data) -> tuple[Tensor, Tensor] | str:
-    """Return the slice that gradients are measured on, or why there is none; downloads nothing."""
+def _examples(dataset: str, data: _Data, split: Split, most: int, weights: str) -> tuple[Tensor, Tensor] | str:
+    """Return the first examples of a split, or why nothing is measured on them; downloads nothing."""
+    if weights != TRAINED:
+        return "nothing: no trained weights"
     if data.file is None and not _on_disk(open_dataset(dataset), data.root or default_root()):
         return f"nothing: {dataset} is not in {data.root or default_root()}"
     try:
-        return load_data(dataset, "train", EXAMPLES, data_root=data.root, data_file=data.file)
+        return load_data(dataset, split, most, data_root=data.root, data_file=data.file)
     except UserError as error:
         return f"nothing: {error}"
 
@@ -183,13 +194,52 @@ def _network_facts(net: Net, entry: TrainedNet) -> dict[str, Any]:
         "energy per inference": {
             "picojoules": round(measure.energy_picojoules(macs), 1),
             "picojoules_per_mac": measure.MAC_PICOJOULES,
-            "how": f"estimate: {measure.MAC_PICOJOULES} pJ per MAC, float32 at 45 nm, Horowitz 2014; no memory traffic",
+            "how": f"estimate: {measure.MAC_PICOJOULES} pJ per MAC, float32 at 45 nm, Horowitz 2014; no memory traffic"
+            + ("; as if every synapse multiplied at every time step, spike or no spike" if firing.spiking(net) else ""),
         },
         "weights under each rule": {rule: share.weights for rule, share in shares.items()},
         "percent of weights": {rule: 100 * share.weights / parameters for rule, share in shares.items()},
         "feedback memory": {
             "bytes": measure.feedback_bytes(net.rules),
             "how": "estimate: what rules store in training besides the weights",
+        },
+    }
+
+
+def _spiking_facts(net: Net, examples: tuple[Tensor, Tensor] | str) -> dict[str, Any]:
+    """Return how often neurons fire and what that costs, beside the same network with ReLU."""
+    if isinstance(examples, str):
+        return {"spikes measured on": examples}
+    found = firing.firing(net, examples[0])
+    return {
+        "spikes measured on": {"split": "test", "examples": found.examples, "steps": found.steps},
+        "firing rate": {
+            "mean": found.rate,
+            "layers": {layer.layer: layer.rate for layer in found.neurons},
+            "how": "share of neurons × time steps that spike",
+        },
+        "spikes per example": {
+            "spikes": found.spikes,
+            "neurons": sum(layer.size for layer in found.neurons),
+            "layers": {layer.layer: layer.spikes for layer in found.neurons},
+        },
+        "synaptic operations per example": {
+            "accumulates": found.accumulates,
+            "macs": found.macs,
+            "repeated_macs": found.repeated,
+            "relu_macs": found.relu_macs,
+            "layers": {layer.layer: {"accumulates": layer.accumulates, "macs": layer.macs} for layer in found.synapses},
+            "how": "accumulates: spikes × fan-out; macs: layers that are given other numbers than spikes, the first "
+            "ones at every time step",
+        },
+        "energy with spikes": {
+            "picojoules": round(found.picojoules, 1),
+            "relu_picojoules": round(found.relu_macs * measure.MAC_PICOJOULES, 1),
+            "repeated_picojoules": round(found.repeated * measure.MAC_PICOJOULES, 1),
+            "picojoules_per_accumulate": measure.ACCUMULATE_PICOJOULES,
+            "picojoules_per_mac": measure.MAC_PICOJOULES,
+            "how": f"estimate: {measure.ACCUMULATE_PICOJOULES} pJ per accumulate, {measure.MAC_PICOJOULES} pJ per MAC, "
+            "float32 at 45 nm, Horowitz 2014; no memory traffic, no upkeep of neurons",
         },
     }
 
@@ -252,6 +302,31 @@ def _variance_text(found: dict[str, Any]) -> str:
     return f"noise over signal: {both('relative')}\nper weight: {both('per_weight')}\n({found['weights']:,} weights)"
 
 
+def _rates_text(found: dict[str, Any]) -> str:
+    rates = {layer: f"{layer} {100 * rate:.1f}" for layer, rate in found["layers"].items()}
+    if len(rates) > MOST_RATES:
+        low, high = (end(found["layers"], key=found["layers"].__getitem__) for end in (min, max))
+        each = f"of {len(rates)} layers between {rates[low]} and {rates[high]}"
+    else:
+        each = ", ".join(rates.values())
+    return f"{100 * found['mean']:.1f} % ({found['how']})\nby layer, %: {each}"
+
+
+def _operations_text(found: dict[str, Any]) -> str:
+    again = f" ({found['repeated_macs']:,.0f} of them repeat the first time step)" if found["repeated_macs"] else ""
+    return f"{found['accumulates']:,.0f} accumulates, {found['macs']:,.0f} MACs{again}\n({found['how']})"
+
+
+def _spiking_energy_text(found: dict[str, Any]) -> str:
+    share = found["picojoules"] / found["relu_picojoules"]
+    kept = found["picojoules"] - found["repeated_picojoules"]
+    once = f"; {kept:,.0f} pJ if a still image's first layers are computed once" if found["repeated_picojoules"] else ""
+    return (
+        f"{found['picojoules']:,.0f} pJ, {share:.2f} of the {found['relu_picojoules']:,.0f} pJ of one pass with ReLU "
+        f"instead of spikes{once}\n({found['how']})"
+    )
+
+
 #: How the facts that are more than a text or a number read.
 _TEXTS: dict[str, Callable[[Any], str]] = {
     "held-out accuracy": lambda share: f"{100 * share:.1f} %",
@@ -260,6 +335,11 @@ _TEXTS: dict[str, Callable[[Any], str]] = {
     "feedback memory": lambda memory: f"{memory['bytes']:,} bytes ({memory['how']})",
     "gradients measured on": "first {examples} of {split}, variance on {batches} batches of {batch_size}".format_map,
     "gradient variance": _variance_text,
+    "spikes measured on": "first {examples} of {split}, {steps} time steps".format_map,
+    "firing rate": _rates_text,
+    "spikes per example": "{spikes:,.0f}, from {neurons:,} neurons".format_map,
+    "synaptic operations per example": _operations_text,
+    "energy with spikes": _spiking_energy_text,
 }
 
 

@@ -1,8 +1,9 @@
 """What a network costs: weights, multiply-accumulates, energy and feedback memory, in all and under each rule."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,12 @@ from robustbench_bio.nets.base import weight_layers
 #: Energy of one float32 multiply-accumulate at 45 nm: 3.7 pJ to multiply, 0.9 pJ to add. Source: Horowitz 2014,
 #: "Computing's energy problem (and what we can do about it)", ISSCC.
 MAC_PICOJOULES = 4.6
+
+#: Energy of one float32 accumulate, an addition without a multiplication, from the same source.
+ACCUMULATE_PICOJOULES = 0.9
+
+#: Called with a module, the tuple of its arguments and its output.
+Hook = Callable[[Any, Any, Any], None]
 
 
 def parameters(model: nn.Module) -> int:
@@ -35,32 +42,43 @@ def macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     layers = weight_layers(model)
     counts = dict.fromkeys(layers, 0)
 
-    def counter(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def count(layer: nn.Module, args: object, out: Tensor) -> None:
+    def counter(name: str) -> Hook:
+        def count(layer: nn.Conv2d | nn.Linear, args: object, out: Tensor) -> None:
             del args
-            assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101  (hooked on these only)
             counts[name] += out.numel() * math.prod(layer.weight.shape[1:])
 
         return count
 
     weight = next(model.parameters())
+    with observed(model, {layer: counter(name) for name, layer in layers.items()}):
+        model(torch.zeros((1, *shape), dtype=weight.dtype, device=weight.device))
+    return counts
+
+
+@contextmanager
+def observed(model: nn.Module, hooks: Mapping[nn.Module, Hook]) -> Iterator[None]:
+    """Put a model in eval mode without gradients, with forward hooks; afterwards it is as it was."""
     modes = [(module, module.training) for module in model.modules()]
-    hooks = [layer.register_forward_hook(counter(name)) for name, layer in layers.items()]
+    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
     try:
         model.eval()
         with torch.no_grad():
-            model(torch.zeros((1, *shape), dtype=weight.dtype, device=weight.device))
+            yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for handle in handles:
+            handle.remove()
         for module, training in modes:
             module.training = training
-    return counts
 
 
 def energy_picojoules(mac_count: int) -> float:
     """Estimate the energy of so many float32 multiply-accumulates, in pJ: arithmetic at 45 nm, no memory traffic."""
     return mac_count * MAC_PICOJOULES
+
+
+def spiking_picojoules(accumulates: float, macs: float) -> float:
+    """Estimate the energy of accumulates for spikes and MACs for anything else, in pJ: as `energy_picojoules` does."""
+    return accumulates * ACCUMULATE_PICOJOULES + macs * MAC_PICOJOULES
 
 
 def feedback_bytes(rules: nn.Module) -> int:
