@@ -48,7 +48,8 @@ def diagnose(
         data: (x float32 [N, C, H, W] in [0, 1], y int64 [N]).
         norm: "linf" or "l2".
         eps: radius in input units.
-        gradient: of the white-box attacks: "exact", or "eot:K" for a random network.
+        gradient: of the white-box attacks: "exact", "eot:K" for a random network, or "surrogate:NAME" for one with
+            thresholds, whose own backward pass is then another stand-in: weak perhaps, but not false.
         source: another network for the same data, whose adversarial examples are tried on this one.
         n_examples: correctly classified examples to look at, the first ones.
         steps: of PGD; the check for unfinished attacks takes four times as many.

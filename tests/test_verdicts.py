@@ -1,6 +1,7 @@
 """From checks to a verdict: when a comparison fires, what finished measurements say, and planted networks."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -238,6 +239,32 @@ class Rounded(Plain):
         return super().forward((x * 4).round() / 4)
 
 
+class _Step(torch.autograd.Function):
+    """Rounding to five levels; its backward pass turns the sign of every second pixel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x * 4).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * (1 - 2 * (torch.arange(g[0].numel()) % 2)).view_as(g[0])
+
+
+class Fires(Plain):
+    """The same five levels, with a backward pass of its own that stands in for their slope, and badly."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_Step.apply(x))  # type: ignore[no-untyped-call]
+
+
+class Leaky(Plain):
+    """The same five levels, through which gradients pass as if they were not there: our own stand-in for roundings."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + ((x * 4).round() / 4 - x).detach())
+
+
 class Noisy(Plain):
     """Sees its inputs through noise."""
 
@@ -328,6 +355,27 @@ def test_a_surrogate_is_tried_only_where_there_are_steps() -> None:
     tried = diagnosed(Rounded(), eps=0.2, gradient="surrogate:arctan")
     assert "surrogate-beats-exact" not in {c.name for c in tried.checks}
     assert not check(tried, "square-beats-white-box").fired
+
+
+def test_where_there_is_no_exact_gradient_the_networks_own_is_weak_and_not_false() -> None:
+    found = diagnosed(Fires(), eps=0.2, gradient="surrogate:arctan")
+    names = {c.name for c in found.checks}
+    assert "weak-own-surrogate" in found.flags
+    assert "false-own-gradient" not in names
+    own = check(found, "weak-own-surrogate")
+    assert (own.says, found.verdict) == ("masked", "masked")
+    said = re.fullmatch(
+        r"steps have no exact gradient to follow: the network's own backward pass and surrogate:arctan are both "
+        r"stand-ins, with cosine -?0\.\d{3}; PGD through the network's own leaves (\d+\.\d) %, through "
+        r"surrogate:arctan (\d+\.\d) % \(gap \+.*\)",
+        own.detail,
+    )
+    assert said is not None
+    assert own.values["gap"] == pytest.approx((float(said[1]) - float(said[2])) / 100, abs=0.001)
+    assert own.values["gap"] > 0.1
+    # A stand-in that is as good as ours is no finding.
+    fine = check(diagnosed(Leaky(), eps=0.2, gradient="surrogate:arctan"), "weak-own-surrogate")
+    assert (fine.fired, fine.values["gap"]) == (False, 0)
 
 
 def test_the_examples_of_another_network_unmask_one_whose_gradient_is_useless() -> None:
