@@ -74,6 +74,28 @@ def test_events_that_the_file_calls_invalid_are_left_out(tmp_path: Path) -> None
     assert read.t.tolist() == found.t[valid == 1].tolist()
 
 
+def test_addresses_are_those_of_the_published_layout(tmp_path: Path) -> None:
+    # AEDAT 2.0 of a DVS128: bits 14–8, 7–1 and 0; bit 15 is a signal at the plug. AEDAT 3.1: 31–17, 16–2, 1, 0 valid.
+    words = [(0x7F00, -3), (0x00FE, 0), (0x0001, 7), (0x8000 | 0x0102, 8)]
+    two = read_aedat2(written(tmp_path / "2.aedat", AEDAT2 + b"".join(struct.pack(">ii", *word) for word in words)))
+    assert (two.x.tolist(), two.y.tolist()) == ([0, 127, 127], [127, 0, 127])
+    assert (two.p.tolist(), two.t.tolist()) == ([1, 1, 0], [-3, 0, 7])  # times are signed
+    data = struct.pack("<HHIIIIII", 1, 0, 8, 4, 3, 2, 2, 2) + struct.pack("<IIII", 127 << 17 | 3, 5, 90 << 2 | 1, 6)
+    three = read_aedat3(written(tmp_path / "3.aedat", AEDAT3 + data))
+    assert (three.x.tolist(), three.y.tolist(), three.p.tolist()) == ([127, 0], [0, 90], [1, 0])
+    assert three.t.tolist() == [3 * 2**31 + 5, 3 * 2**31 + 6]
+
+
+def test_other_packets_and_room_that_is_not_filled_are_passed_over(tmp_path: Path) -> None:
+    found = events(5)
+    motion = struct.pack("<HHIIIIII", 3, 1, 36, 4, 0, 2, 2, 2) + bytes(range(72))
+    # A packet of 8 places, of which 5 hold events and the rest zeros.
+    whole = packet(found)
+    wide = struct.pack("<HHIIIIII", 1, 1, 8, 4, 0, 8, 5, 5) + whole[28:] + bytes(24)
+    path = written(tmp_path / "a.aedat", AEDAT3 + motion + wide + motion + whole)
+    assert read_aedat3(path).t.tolist() == found.t.tolist() * 2
+
+
 def test_spikingjelly_reads_the_same(tmp_path: Path) -> None:
     pytest.importorskip("spikingjelly")
     try:
@@ -119,6 +141,10 @@ def test_a_damaged_aedat2_file_is_refused_in_one_line(tmp_path: Path, data: byte
         (AEDAT3 + packet(events(20), size=16) + bytes(160), "expected events of 8 bytes in .*, got 16"),
         (AEDAT3 + packet(events(20), kind=2), "expected events in .*, got none"),
         (AEDAT3 + packet(Events(*np.array([[1], [200], [0], [1]]))), "expected 128 rows and columns in"),
+        (
+            AEDAT3.replace(b"RAW", b"SerializedTS") + packet(events(20)),
+            r"expected events as they are \(#Format: RAW\) in .*, got 'SerializedTS'",
+        ),
         (aedat2(events(20)), "expected #!AER-DAT3.1 at the start of .*, got '#!AER-DAT2.0'"),
     ],
 )

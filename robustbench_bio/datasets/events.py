@@ -58,9 +58,13 @@ class Events:
 
 
 def read_aedat2(path: Path) -> Events:
-    """Read a recording of CIFAR10-DVS: AEDAT 2.0 of a DVS128, addresses and times big-endian.
+    """Read a recording of CIFAR10-DVS: AEDAT 2.0 of a DVS128, addresses and times signed and big-endian.
 
-    Rows and columns of the file are exchanged and run backwards; here they are those of the image.
+    Rows and columns of the file are exchanged and run backwards; here they are those of the image. Bit 0 is taken for
+    darker, as spikingjelly does; tonic and iniVation's description of the format take it for brighter, which only
+    exchanges the two channels. Signals at the camera's plug (bit 15) are no pixel's and left out.
+
+    Source of the format: docs.inivation.com, AEDAT 1.0 (addresses of a DVS128) and 2.0.
 
     Raises:
         UserError: no such file, another format, no events, or a file that was cut short.
@@ -70,7 +74,8 @@ def read_aedat2(path: Path) -> Events:
     spare = (len(data) - start) % 8
     if spare:
         raise UserError(f"expected events of 8 bytes in {path}, got {spare} bytes more: cut short, copy it again")
-    address, t = np.frombuffer(data, ">u4", offset=start).astype(np.int64).reshape(-1, 2).T
+    address, t = np.frombuffer(data, ">i4", offset=start).astype(np.int64).reshape(-1, 2).T
+    address, t = address[address >> 15 & 1 == 0], t[address >> 15 & 1 == 0]
     last = SENSOR - 1
     events = Events(t, last - (address >> 8 & last), last - (address >> 1 & last), 1 - (address & 1))
     return _some(path, events)
@@ -79,13 +84,20 @@ def read_aedat2(path: Path) -> Events:
 def read_aedat3(path: Path) -> Events:
     """Read a recording of DVS128-Gesture: the polarity events of an AEDAT 3.1 file, little-endian packets.
 
-    Events that the file itself marks as not valid are left out.
+    Packets of other events are passed over; events that the file itself marks as not valid, and room that a packet
+    keeps but does not fill, are left out. Rows count from the top, unlike in AEDAT 3.0.
+
+    Source of the format: research.ibm.com/interactive/dvsgesture, and docs.inivation.com, AEDAT 3.1.
 
     Raises:
-        UserError: no such file, another format, no events, or a file that was cut short.
+        UserError: no such file, another format, packed events, no events, or a file that was cut short.
     """
     data = _bytes(path)
     place = _after_header(path, data, b"#!AER-DAT3.1")
+    written = re.search(rb"^#Format:[ \t]*([^\r\n]*)", data[:place], re.MULTILINE)
+    if written is not None and written[1].strip() != b"RAW":
+        got = written[1][:40].decode("ascii", "replace")
+        raise UserError(f"expected events as they are (#Format: RAW) in {path}, got {got!r}: not the original file")
     found: list[NDArray[np.int64]] = [np.empty((2, 0), np.int64)]
     while place < len(data):
         packet = np.frombuffer(data, _PACKET, 1, place)[0] if len(data) - place >= _PACKET.itemsize else None
@@ -149,7 +161,6 @@ class EventDataset(Dataset):
     shape = (20, 48, 48)
     mean = (0.0,) * 20
     std = (1 / 255,) * 20
-    licence = "CC BY 4.0"
 
     def load(self, split: Split, root: Path, n_examples: int | None = None) -> Examples:
         """Return the first `n_examples` of a split, which takes turns with the classes where the files allow it.
@@ -181,9 +192,12 @@ class Cifar10Dvs(EventDataset):
     Read from root/cifar10-dvs/<class>/cifar10_<class>_<number>.aedat; numbers from 900 are for test, as usual (the
     source has no split).
 
-    Source: Li, Liu, Ji, Li & Shi 2017, "CIFAR10-DVS: an event-stream dataset for object classification".
+    Source: Li, Liu, Ji, Li & Shi 2017, "CIFAR10-DVS: an event-stream dataset for object classification"; the authors'
+    files, one zip a class, at figshare.com/articles/dataset/CIFAR10-DVS_New/4724671. The .aedat4 files that tonic
+    downloads are another encoding of them and are not read.
     """
 
+    licence = "see figshare.com/articles/dataset/CIFAR10-DVS_New/4724671"
     classes = Cifar10.classes
 
     def labels(self, split: Split, root: Path) -> list[int]:
@@ -202,7 +216,7 @@ class Cifar10Dvs(EventDataset):
             if not mine:
                 raise UserError(
                     f"cifar10-dvs expects {split} files {folder}/cifar10_{name}_*.aedat, found none: download "
-                    f"{name}.zip from figshare, doi 10.6084/m9.figshare.4724671, and unpack it there"
+                    f"{name}.zip from figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 and unpack it there"
                 )
             found += [(number, label, folder / f"cifar10_{name}_{number}.aedat") for number in mine]
         return [(label, path) for _, label, path in sorted(found)]
@@ -214,11 +228,14 @@ class Dvs128Gesture(EventDataset):
     """DVS128-Gesture: 11 hand and arm gestures of 29 people before an event camera, 10 frames of 48×48.
 
     Read from root/dvs128-gesture/DvsGesture: trials_to_train.txt and trials_to_test.txt name the recordings of each
-    split, and <recording>_labels.csv says when each gesture starts and ends.
+    split, and <recording>_labels.csv says when each gesture starts and ends (class, startTime_usec, endTime_usec).
+    Times are kept as published, also where a gesture ends after the next one has begun (class 9 of user22_led).
 
-    Source: Amir et al. 2017, "A low power, fully event-based gesture recognition system".
+    Source: Amir et al. 2017, "A low power, fully event-based gesture recognition system"; files and licence at
+    research.ibm.com/interactive/dvsgesture. What tonic downloads was cut and rounded to milliseconds and is not read.
     """
 
+    licence = "CC BY 4.0, IBM Research, research.ibm.com/interactive/dvsgesture"
     classes = (
         "hand_clapping", "right_hand_wave", "left_hand_wave", "right_arm_clockwise", "right_arm_counter_clockwise",
         "left_arm_clockwise", "left_arm_counter_clockwise", "arm_roll", "air_drums", "air_guitar", "other_gestures",
@@ -242,7 +259,8 @@ class Dvs128Gesture(EventDataset):
         if not listed.is_file():
             raise UserError(
                 f"dvs128-gesture expects {listed}, which is not there: download DvsGesture.tar.gz from "
-                f"research.ibm.com/interactive/dvsgesture and unpack it in {folder.parent}"
+                f"ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8 (the folder that research.ibm.com/interactive/"
+                f"dvsgesture points to) and unpack it in {folder.parent}"
             )
         names = [line.strip() for line in _text(listed).splitlines() if line.strip()]
         for name in names:
