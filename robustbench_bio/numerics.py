@@ -18,7 +18,7 @@ def full_float32() -> Iterator[None]:
         try:
             torch.backends.cudnn.allow_tf32  # noqa: B018
         except RuntimeError:  # somebody uses torch's newer switches, after which the older one cannot even be read
-            undo.enter_context(_set(torch.backends.cudnn.conv, "fp32_precision", "ieee"))
+            undo.enter_context(_set(torch.backends.cudnn.conv, "fp32_precision", "ieee"))  # type: ignore[attr-defined]
             undo.enter_context(_set(torch.backends.cudnn.rnn, "fp32_precision", "ieee"))
         else:  # set by the newer ones, the older one could not be read inside the block
             undo.enter_context(_set(torch.backends.cudnn, "allow_tf32", False))

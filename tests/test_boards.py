@@ -541,7 +541,12 @@ def entries_of(sizes: dict[str, int], n: int) -> dict[Path, Any]:
 
         def __init__(self, places: int) -> None:
             self.n = n
-            self.measurements = [type("M", (), {"spec": type("S", (), {"params": {}})})() for _ in range(places)]
+            self.measurements = [self.measured(f"attack-{place}") for place in range(places)]
+
+        @staticmethod
+        def measured(attack: str, **params: int) -> Any:
+            spec = {"attack": attack, "norm": "linf", "eps": 0.1, "gradient": "exact", "params": params}
+            return type("M", (), {"spec": type("S", (), spec)})()
 
     return {Path(f"{name}.json"): Stub(places) for name, places in sizes.items()}
 
@@ -570,6 +575,36 @@ def test_a_sample_of_all_is_all_and_a_small_one_still_touches_everyone() -> None
     few = sample(entries_of({f"m{i}": 4 for i in range(9)}, 250), 0.01, random.Random(0))  # noqa: S311
     assert len({task.file for task in few}) == 9
     assert all(len(task.rows) <= 100 for task in few)
+
+
+def test_dear_attacks_are_sampled_less_often_but_none_never() -> None:
+    entries = entries_of({f"m{i:02}": 8 for i in range(10)}, 100)
+    for entry in entries.values():
+        entry.measurements = [entry.measured(f"pgd-{place}", steps=20) for place in range(8)]
+        entry.measurements[3] = entry.measured("square", queries=5000)
+    dear, outcomes, draws = 0, 0, 400
+    touched = set()
+    for seed in range(draws):
+        tasks = sample(entries, 0.1, random.Random(seed))  # noqa: S311
+        outcomes += sum(len(task.rows) for task in tasks)
+        squares = [task for task in tasks if task.place == 3]
+        dear += sum(len(task.rows) for task in squares)
+        touched |= {task.file for task in squares}
+    assert outcomes / draws == pytest.approx(0.1 * 8000, rel=0.25)  # an entry without a turn gets a lot of its own
+    # √(61 / 5001) of the others' chance c, which take up the rest: 0.1 · 8000 = 7000 c + 1000 c √(61 / 5001).
+    assert dear / draws == pytest.approx(12.4, rel=0.2)
+    assert touched == set(entries)
+    whole = sample(entries, 1, random.Random(0))  # noqa: S311
+    assert sum(len(task.rows) for task in whole) == 8000
+
+
+def test_a_process_gets_dear_tasks_alone_and_the_rest_of_an_entry_together() -> None:
+    entries = entries_of({"a": 5, "b": 3}, 10)
+    entries[Path("a.json")].measurements[0] = entries[Path("a.json")].measured("square", queries=5000)
+    portions = verifying.errands(sample(entries, 1, random.Random(0)), entries)  # noqa: S311
+    assert [task.place for task in portions[0]] == [0]
+    assert sorted(len(portion) for portion in portions[1:]) == [3, 4]
+    assert all(len({task.file for task in portion}) == 1 for portion in portions)
 
 
 # The ranking

@@ -288,7 +288,7 @@ def test_offline_says_what_to_put_where(tmp_path: Path, cifar: Callable[[str], b
     message = str(caught.value)
     assert message.startswith(f"cifar10 is not in {tmp_path} and could not be downloaded (")
     assert "refused" in message
-    assert message.endswith("): put cifar-10-python.tar.gz there, or pass --data-file FILE.npz")
+    assert message.endswith("): put cifar-10-python.tar.gz or cifar10.npz there, or pass --data-file FILE.npz")
     assert "\n" not in message
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"a wrong file of the user"]
 

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.climb import Climb, climb
+from robustbench_bio.attacks.climb import Climb, belong, climb
 from robustbench_bio.attacks.losses import cross_entropy, dlr_if_possible, likely_targets, targeted_dlr_if_possible
 from robustbench_bio.attacks.oracle import AttackLoss, Oracle
 from robustbench_bio.rng import ExampleRng
 from robustbench_bio.threat import Norm, Threat
+
+#: Values of one example's walks that are walked at once: all nine of AutoAttack's for images of 32 × 32 pixels.
+TOGETHER = 9 * 3 * 32 * 32
 
 #: Radii of the l1 walk, in units of eps, and shares of its steps (Croce & Hein 2021, sec. 3.3).
 SHRINKING = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
@@ -36,6 +39,25 @@ def border_start(threat: Threat, x: Tensor, rng: ExampleRng, radius: Tensor | No
     length = x.new_full((len(x),), threat.eps) if radius is None else radius
     scale = length / threat.size(draw).clamp_min(1e-12)
     return (x + scale.view(-1, 1, 1, 1) * draw).clamp(*threat.bounds)
+
+
+def together(goals: int, x: Tensor) -> list[list[int]]:
+    """Return which of several goals are walked to at once: the likeliest alone, the rest in groups that fit.
+
+    Most examples that fall do so on the way to the first. What is left takes as many passes to one goal as to a group,
+    and a processor is faster with more rows; how many, the images' size decides and never the batch, so that an
+    example's queries do not depend on its neighbours.
+    """
+    size = max(1, TOGETHER // x[0].numel())
+    rest = list(range(1, goals))
+    return [[0], *(rest[i : i + size] for i in range(0, len(rest), size))] if goals else []
+
+
+def first(fooled: Tensor) -> Tensor:
+    """Return the number of the first walk that fooled the network, of the last where none did: bool [k, n] → [n]."""
+    last = len(fooled) - 1
+    numbers = torch.arange(len(fooled), device=fooled.device)[:, None]
+    return torch.where(fooled, numbers, last).amin(0)
 
 
 class _Goal(NamedTuple):
@@ -66,35 +88,44 @@ class _AutoPGD(Attack):
         goals, spent = self._goals(model, x, y)
         best = Proposal(x.clone(), torch.full_like(y, spent), torch.zeros_like(y))
         alive = torch.arange(len(y), device=y.device)
-        for number, goal in enumerate(goals):
+        one_by_one = model.random or not self.early_exit
+        for numbers in [[i] for i in range(len(goals))] if one_by_one else together(len(goals), x):
             for restart in range(self.restarts):
                 if len(alive) == 0:
                     return best
-                draws = rng.take(alive).child(f"{number}/{restart}")
-                found = self._walk(model, x[alive], y[alive], threat, draws, _Goal(goal.loss, goal.against[alive]))
-                best.x_adv[alive] = found.x_adv
-                best.queries[alive] += found.queries
-                best.steps[alive] += found.steps
-                alive = alive[~found.fooled]
+                here, label, walks = x[alive], y[alive], len(numbers)
+                ball = Threat("l1", SHRINKING[0][0] * threat.eps, threat.bounds) if threat.norm == "l1" else threat
+                draws = [rng.take(alive).child(f"{number}/{restart}") for number in numbers]
+                found = self._walk(
+                    model, here.repeat(walks, 1, 1, 1), label.repeat(walks), threat,
+                    torch.cat([border_start(ball, here, draw) for draw in draws]),
+                    _Goal(goals[0].loss, torch.cat([goals[number].against[alive] for number in numbers])),
+                    torch.arange(len(alive), device=y.device).repeat(walks),
+                )  # fmt: skip
+                fooled = found.fooled.view(walks, -1)
+                row = first(fooled) * len(alive) + torch.arange(len(alive), device=y.device)
+                best.x_adv[alive] = found.x_adv[row]
+                best.queries[alive] += found.queries.view(walks, -1).sum(0)
+                best.steps[alive] += found.steps.view(walks, -1).sum(0)
+                alive = alive[~fooled.any(0)]
         return best
 
-    def _walk(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng, goal: _Goal) -> Climb:
+    def _walk(
+        self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, start: Tensor, goal: _Goal, owner: Tensor
+    ) -> Climb:
         if threat.norm == "l1":
-            return self._shrinking(model, x, y, threat, rng, goal)
-        start = border_start(threat, x, rng)
+            return self._shrinking(model, x, y, threat, start, goal, owner)
         return climb(
-            model, x, y, threat, start, steps=self.steps, rho=self.rho, early_exit=self.early_exit, **goal._asdict()
-        )
+            model, x, y, threat, start, steps=self.steps, rho=self.rho, early_exit=self.early_exit, owner=owner,
+            **goal._asdict(),
+        )  # fmt: skip
 
-    def _shrinking(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng, goal: _Goal) -> Climb:
+    def _shrinking(
+        self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, start: Tensor, goal: _Goal, owner: Tensor
+    ) -> Climb:
         """Walk in balls that shrink to the threat's, each from the best point of the one before (2021, sec. 3.3)."""
         balls = [Threat("l1", factor * threat.eps, threat.bounds) for factor, _ in SHRINKING]
-        found = Climb(
-            border_start(balls[0], x, rng),
-            torch.zeros_like(y, dtype=torch.bool),
-            torch.zeros_like(y),
-            torch.zeros_like(y),
-        )
+        found = Climb(start, torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(y), torch.zeros_like(y))
         alive, left = torch.arange(len(y), device=y.device), self.steps
         for i, ((_, share), ball) in enumerate(zip(SHRINKING, balls, strict=True)):
             last = i + 1 == len(balls)
@@ -103,13 +134,13 @@ class _AutoPGD(Attack):
             start = ball.project(x[alive], found.x_adv[alive])
             part = climb(
                 model, x[alive], y[alive], threat, start, steps=steps, loss=goal.loss, against=goal.against[alive],
-                early_exit=self.early_exit, ball=None if last else ball, fresh=False,
+                early_exit=self.early_exit, ball=None if last else ball, fresh=False, owner=owner[alive],
             )  # fmt: skip
             found.x_adv[alive] = part.x_adv
             found.fooled[alive] = part.fooled
             found.queries[alive] += part.queries
             found.steps[alive] += part.steps
-            alive = alive[~part.fooled]
+            alive = alive[~belong(owner[alive], owner[alive[part.fooled]])]
             if len(alive) == 0:
                 break
         return found

@@ -30,6 +30,11 @@ def checkpoints(steps: int, norm: Norm) -> dict[int, int]:
     return found
 
 
+def belong(owner: Tensor, over: Tensor) -> Tensor:
+    """Tell which rows are walks of an example that is over: int64 [n], owners of rows that are [m] → bool [n]."""
+    return torch.isin(owner, over)
+
+
 @dataclass
 class _Walk(ABC):
     """Where the walking examples are. Every tensor has one row for each of them."""
@@ -198,6 +203,7 @@ def climb(
     early_exit: bool = True,
     ball: Threat | None = None,
     fresh: bool = True,
+    owner: Tensor | None = None,
 ) -> Climb:
     """Walk uphill from `start` with an adaptive step size, every example on its own.
 
@@ -215,6 +221,8 @@ def climb(
             networks always.
         ball: where to walk, if not in `threat`.
         fresh: False for an l1 walk that goes on where another has ended.
+        owner: int64 [n], the same number for rows that are walks of one example: when one of them fools the network,
+            all are over, the others without success. By default every row is an example of its own.
     """
     where, early_exit = ball or threat, early_exit and not model.random
     walk = _Sparse.begin(x, start, where, rho, fresh) if where.norm == "l1" else _Dense.begin(x, start, where, rho)
@@ -235,8 +243,9 @@ def climb(
             if fallen.any():
                 found.x_adv[alive[fallen]] = walk.point[fallen]
                 found.fooled[alive[fallen]] = True
-                alive, gradient, logits = alive[~fallen], gradient[~fallen], logits[~fallen]
-                walk.keep(~fallen)
+                stands = ~fallen if owner is None else ~belong(owner[alive], owner[alive[fallen]])
+                alive, gradient, logits = alive[stands], gradient[stands], logits[stands]
+                walk.keep(stands)
         if len(alive) == 0:
             return found
         walk.arrive(gradient, loss(logits, against[alive]))

@@ -6,8 +6,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from robustbench_bio.attacks.apgd import border_start
+from robustbench_bio.attacks.apgd import border_start, together
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
+from robustbench_bio.attacks.climb import belong
 from robustbench_bio.attacks.losses import likely_targets, targeted_margin
 from robustbench_bio.attacks.oracle import Oracle
 from robustbench_bio.rng import ExampleRng
@@ -81,6 +82,15 @@ class _Search:
         self.nearest[rows[better]] = point[better]
         self.size[rows[better & fooled]] = size[better & fooled]
 
+    def take(self, rows: Tensor, part: "_Search", walks: int) -> None:
+        """Take over what several walks of some examples have found: `part` holds all rows for the first, and so on."""
+        n = len(rows)
+        smallest, walk = part.size.view(walks, n).min(0)
+        nearest = part.nearest.view(walks, n, *part.nearest.shape[1:])[walk, torch.arange(n, device=rows.device)]
+        self.record(rows, nearest, smallest, smallest.isfinite())
+        self.queries[rows] += part.queries.view(walks, n).sum(0)
+        self.steps[rows] += part.steps.view(walks, n).sum(0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Boundary(Attack):
@@ -105,16 +115,22 @@ class _Boundary(Attack):
         """Look for the smallest perturbation; an example is left alone once one of size <= enough is known."""
         likely = likely_targets(model, x, y, self.targets)
         found = _Search.begin(x, y, queries=1)
-        for number, target in enumerate(likely.unbind(1)):
+        for numbers in together(likely.shape[1], x):
             for restart in range(self.restarts):
                 alive = (found.size > enough).nonzero().flatten()
                 if len(alive) == 0:
                     return found
-                start = x[alive]
+                here, walks = x[alive], len(numbers)
+                start = here.repeat(walks, 1, 1, 1)
                 if restart > 0:
                     radius = found.size[alive].clamp_max(threat.eps) / 2
-                    start = border_start(threat, start, rng.take(alive).child(f"{number}/{restart}"), radius)
-                self._walk(model, x, torch.stack([y, target], 1), threat, found, start, alive, enough)
+                    draws = [rng.take(alive).child(f"{number}/{restart}") for number in numbers]
+                    start = torch.cat([border_start(threat, here, draw, radius) for draw in draws])
+                pair = torch.stack([y[alive].repeat(walks), likely[alive][:, numbers].T.flatten()], 1)
+                owner = torch.arange(len(alive), device=y.device).repeat(walks)
+                part = _Search.begin(here.repeat(walks, 1, 1, 1), pair[:, 0], queries=0)
+                self._walk(model, here.repeat(walks, 1, 1, 1), pair, threat, part, start, owner, enough)
+                found.take(alive, part, walks)
         return found
 
     def _walk(
@@ -125,15 +141,17 @@ class _Boundary(Attack):
         threat: Threat,
         found: _Search,
         point: Tensor,
-        alive: Tensor,
+        owner: Tensor,
         enough: float,
     ) -> None:
         """Step onto the linearised boundary from `point`, biased to x, and back inside whenever it is crossed.
 
+        Rows of one owner are walks of one example: all are over when one has found enough.
+
         Both passes of a step test a point: after the step, and after the way back. The released code tests the
         first only; a point that it passes over may be the smallest.
         """
-        y = pair[:, 0]
+        y, alive = pair[:, 0], torch.arange(len(pair), device=pair.device)
         for _ in range(self.steps):
             gradient, logits = model.gradient(point, pair[alive], targeted_margin)
             found.queries[alive] += 1
@@ -142,7 +160,7 @@ class _Boundary(Attack):
             found.queries[alive] += asked
             fooled &= size < found.size[alive]
             found.record(alive, point, size, fooled)
-            stands = found.size[alive] > enough
+            stands = ~belong(owner[alive], owner[alive[found.size[alive] <= enough]])
             alive, point, gradient, logits = alive[stands], point[stands], gradient[stands], logits[stands]
             if len(alive) == 0:
                 return
@@ -151,7 +169,7 @@ class _Boundary(Attack):
             found.queries[alive] += 1
             found.steps[alive] += 1
             found.record(alive, point, threat.size(point - x[alive]), fooled)
-            stands = found.size[alive] > enough
+            stands = ~belong(owner[alive], owner[alive[found.size[alive] <= enough]])
             alive, point, fooled = alive[stands], point[stands], fooled[stands]
             if len(alive) == 0:
                 return

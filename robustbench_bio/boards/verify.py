@@ -1,5 +1,6 @@
 """Do the entries of a board hold? Every file is checked, and a random part of the outcomes is measured again."""
 
+import contextlib
 import math
 import multiprocessing
 import random
@@ -8,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -22,13 +24,19 @@ from robustbench_bio.datasets import load_data
 from robustbench_bio.errors import UserError
 from robustbench_bio.grid import Work
 from robustbench_bio.nets.base import Net
+from robustbench_bio.records import EvalSpec
 from robustbench_bio.store import Store
 from robustbench_bio.verdicts import contradictions
 
 Progress = Callable[[int, int, str], None]
+T = TypeVar("T")
+A = TypeVar("A")
 
-#: Examples that are measured again together: attacks take nearly as long for one as for so many.
-LOT = 100
+#: Examples that are measured again together: attacks take nearly as long for one as for so many, dear ones less so.
+LOT, DEAR_LOT = 100, 25
+
+#: Forward passes for one example from which an attack is dear.
+DEAR = 2000
 
 #: Outcomes of an entry that rounding may decide: this part of those measured again, but at least `FEWEST_CLOSE`.
 CLOSE, FEWEST_CLOSE = 0.02, 2
@@ -89,6 +97,14 @@ class Report:
         """Whether nothing was found."""
         return not self.faults
 
+    def add(self, answer: Answer) -> None:
+        """Take note of what came of a task."""
+        self.again += len(answer.task.rows)
+        self.diagnoses += answer.task.place == DIAGNOSIS
+        for kept, lines in ((self.faults, answer.faults), (self.close, answer.close)):
+            if lines:
+                kept.setdefault(answer.task.file.stem, []).extend(lines)
+
     def document(self) -> dict[str, object]:
         """Return the JSON document."""
         return {"holds": self.holds} | self.__dict__
@@ -109,9 +125,10 @@ def verify(
     Always checked, for every entry: the file's form and name, scores against outcomes, the card, its weights and its
     cells against the zoo, every measurement against the board, the clean answers, the gallery and the facts.
 
-    Measured again is a sample of (entry, measurement, lot of examples) in which every outcome has the same chance,
-    `fraction`, but at least one of each entry; and the diagnosis of as large a part of the entries. An outcome that
-    differs is a fault unless rounding decides it (`replay.differences`), and more than `CLOSE` of those are one, too.
+    Measured again is a sample of (entry, measurement, lot of examples), `fraction` of all outcomes but at least one lot
+    of each entry, and the diagnosis of as large a part of the entries. Every outcome has a chance, the smaller the
+    dearer its attack (`sample`). One that differs is a fault unless rounding decides it (`replay.differences`), and
+    more than `CLOSE` of those are one, too.
 
     Args:
         board: which board.
@@ -131,24 +148,24 @@ def verify(
     files = folders.entry_files(board.name, models)
     cells, data = cells_of(board), Slice.of(board.dataset, board.n_examples)
     sound: dict[Path, Entry] = {}
-    for file in files:
-        found, faults = checked(file, board, cells, data, folders)
-        report.entries += 1
-        if faults or found is None:
-            report.faults[file.stem] = faults
-        else:
-            sound[file] = found
-            report.outcomes += len(found.measurements) * found.n
-    tasks = sample(sound, fraction, random.Random(f"{seed}|{board.name}"))  # noqa: S311
-    for done, answer in enumerate(_answers(board, folders, tasks, jobs), 1):
-        name = answer.task.file.stem
-        report.again += len(answer.task.rows)
-        report.diagnoses += answer.task.place == DIAGNOSIS
-        for kept, lines in ((report.faults, answer.faults), (report.close, answer.close)):
-            if lines:
-                kept.setdefault(name, []).extend(lines)
-        if progress:
-            progress(done, len(tasks), name)
+    with _workers(min(jobs, len(files))) as work:
+        for file, (found, faults) in work(
+            partial(checked, board=board, cells=cells, data=data, folders=folders), files
+        ):
+            report.entries += 1
+            if faults or found is None:
+                report.faults[file.stem] = faults
+            else:
+                sound[file] = found
+                report.outcomes += len(found.measurements) * found.n
+        tasks = sample(sound, fraction, random.Random(f"{seed}|{board.name}"))  # noqa: S311
+        done = 0
+        for _, answers in work(partial(do, board, folders), errands(tasks, sound)):
+            for answer in answers:
+                report.add(answer)
+                done += 1
+                if progress:
+                    progress(done, len(tasks), answer.task.file.stem)
     for name, lines in report.close.items():
         again = sum(len(task.rows) for task in tasks if task.file.stem == name)
         if len(lines) > max(FEWEST_CLOSE, CLOSE * again):
@@ -159,79 +176,149 @@ def verify(
 
 
 def sample(entries: dict[Path, Entry], fraction: float, rng: random.Random) -> list[Task]:
-    """Return what to do again: every outcome with the same chance, each entry at least once.
+    """Return what to do again: `fraction` of the outcomes, each entry at least once.
+
+    Outcomes of one measurement have the same chance in all entries. Between measurements it falls with the root of the
+    price, which for a given time finds the most (Neyman's allocation): AutoAttack costs hundreds of PGDs, and with the
+    same chance for all would take nearly all of the time for a few of the outcomes.
 
     Args:
         entries: by file.
-        fraction: of the outcomes.
+        fraction: of the outcomes; 1 is all of them.
         rng: what draws.
     """
     files = sorted(entries)
     rng.shuffle(files)
-    places = max((len(entry.measurements) for entry in entries.values()), default=0)
-    columns = [_column(entries, files, place, rng) for place in rng.sample(range(places), places)]
-    units = sum(map(len, columns))
-    share = max(fraction, len(files) / max(1, units))
+    columns = _columns(entries, files, rng)
+    rng.shuffle(columns)
+    chances = _chances([(column.price, column.outcomes) for column in columns], fraction)
     chosen: dict[tuple[Path, int], list[int]] = {}
-    seen, taken, start = 0, 0, rng.random()
-    for column in columns:
-        seen += len(column)
-        wanted = math.floor(share * seen + start) - taken
+    taken, seen = 0, rng.random()
+    for column, chance in zip(columns, chances, strict=True):
+        seen += chance * len(column.units)
+        wanted = math.floor(seen + 1e-9) - taken
         # Each measurement goes on with the entries where the one before stopped, so that all have their turn.
-        for unit in (column[i % len(column)] for i in range(taken, taken + wanted)):
+        for unit in (column.units[i % len(column.units)] for i in range(taken, taken + wanted)):
             chosen.setdefault(unit[:2], []).extend(unit.rows)
         taken += wanted
+    cheapest = sorted(columns, key=lambda column: column.price)
     for file in [file for file in files if file not in {file for file, _ in chosen}]:
-        first = next(unit for column in columns for unit in column if unit.file == file)
+        first = next(unit for column in cheapest for unit in column.units if unit.file == file)
         chosen[first[:2]] = list(first.rows)
     tasks = [Task(file, place, tuple(sorted(rows))) for (file, place), rows in chosen.items()]
     judged = [file for file in files if entries[file].finding is not None]
-    tasks += [Task(file, DIAGNOSIS, ()) for file in rng.sample(judged, math.ceil(fraction * len(judged)))]
-    return sorted(tasks, key=lambda task: _dear(task, entries), reverse=True)
+    return tasks + [Task(file, DIAGNOSIS, ()) for file in rng.sample(judged, math.ceil(fraction * len(judged)))]
 
 
-def _column(entries: dict[Path, Entry], files: Sequence[Path], place: int, rng: random.Random) -> list[Task]:
-    """Return one measurement of all entries in lots of random examples; one lot of each before a second of any."""
-    rows = {
-        file: rng.sample(range(entries[file].n), entries[file].n)
-        for file in files if place < len(entries[file].measurements)
+class _Column(NamedTuple):
+    """One measurement of all entries that have it, in lots of random examples."""
+
+    price: float
+    units: list[Task]
+
+    @property
+    def outcomes(self) -> int:
+        return sum(len(unit.rows) for unit in self.units)
+
+
+def _columns(entries: dict[Path, Entry], files: Sequence[Path], rng: random.Random) -> list[_Column]:
+    """Return the measurements of all entries; in each, one lot of every entry comes before a second of any."""
+    places: dict[str, dict[Path, int]] = {}
+    for file in files:
+        for place, measured in enumerate(entries[file].measurements):
+            places.setdefault(named(measured.spec), {})[file] = place
+    columns = []
+    for where in places.values():
+        price = max(_price(entries[file].measurements[place].spec) for file, place in where.items())
+        lot = DEAR_LOT if price >= DEAR else LOT
+        rows = {file: rng.sample(range(entries[file].n), entries[file].n) for file in where}
+        starts = range(0, max(map(len, rows.values())), lot)
+        units = [
+            Task(file, where[file], tuple(found[i : i + lot])) for i in starts for file, found in rows.items()
+            if i < len(found)
+        ]  # fmt: skip
+        columns.append(_Column(price, units))
+    return columns
+
+
+def _price(spec: EvalSpec) -> float:
+    """Return a guess at the forward passes for one example, from what is asked: the claimed seconds may be a lie."""
+    params = {name: value for name, value in spec.params.items() if isinstance(value, int | float)}
+    walks = 28 if spec.attack == "autoattack" else params.get("targets", 1)
+    climbing = 3 * params.get("steps", 0) * params.get("restarts", 1) * walks
+    return 1 + climbing + params.get("queries", 0) + params.get("population", 0) * params.get("generations", 0)
+
+
+def _chances(columns: Sequence[tuple[float, int]], fraction: float) -> list[float]:
+    """Return for each (price, outcomes) the chance of an outcome: `fraction` of all, ∝ 1/√price, at most 1."""
+    wanted = fraction * sum(outcomes for _, outcomes in columns)
+    certain: set[int] = set()
+    while True:
+        left = wanted - sum(columns[i][1] for i in certain)
+        weight = sum(n / math.sqrt(price) for i, (price, n) in enumerate(columns) if i not in certain)
+        chances = [
+            1.0 if i in certain or weight == 0 else left / (math.sqrt(price) * weight)
+            for i, (price, _) in enumerate(columns)
+        ]
+        over = {i for i, chance in enumerate(chances) if chance >= 1} - certain
+        if not over:
+            return chances
+        certain |= over
+
+
+def errands(tasks: Sequence[Task], entries: dict[Path, Entry]) -> list[list[Task]]:
+    """Return the tasks in portions for one process each: dear ones alone and first, the others of an entry together."""
+    prices = {
+        task: math.inf if task.place == DIAGNOSIS else _price(entries[task.file].measurements[task.place].spec)
+        for task in tasks
     }  # fmt: skip
-    most = max(map(len, rows.values()), default=0)
-    return [
-        Task(file, place, tuple(found[i : i + LOT])) for i in range(0, most, LOT) for file, found in rows.items()
-        if i < len(found)
-    ]  # fmt: skip
+    alone = sorted((task for task in tasks if prices[task] >= DEAR), key=lambda task: -prices[task])
+    shared: dict[Path, list[Task]] = {}
+    for task in tasks:
+        if prices[task] < DEAR:
+            shared.setdefault(task.file, []).append(task)
+    return [[task] for task in alone] + sorted(shared.values(), key=lambda portion: -len(portion))
 
 
-def _dear(task: Task, entries: dict[Path, Entry]) -> float:
-    """Return a guess at the cost, which is not the claimed one; the dearest first keeps all processes busy."""
-    if task.place == DIAGNOSIS:
-        return math.inf
-    return float(entries[task.file].measurements[task.place].spec.params.get("queries") or 0)
+class _Work(Protocol):
+    """Do something with every item, in any order: pairs of item and answer."""
+
+    def __call__(self, what: Callable[[T], A], items: Sequence[T]) -> Iterator[tuple[T, A]]: ...
 
 
-def _answers(board: Board, folders: Folders, tasks: Sequence[Task], jobs: int) -> Iterator[Answer]:
-    if jobs <= 1 or len(tasks) <= 1:
-        yield from (do(board, folders, task) for task in tasks)
+@contextlib.contextmanager
+def _workers(jobs: int) -> Iterator[_Work]:
+    """Yield what works in this process if `jobs` is 1, else in so many processes of one thread each."""
+    if jobs <= 1:
+        yield lambda what, items: ((item, what(item)) for item in items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(tasks)), context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        futures = [pool.submit(do, board, folders, task) for task in tasks]
-        try:
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+
+        def work(what: Callable[[T], A], items: Sequence[T]) -> Iterator[tuple[T, A]]:
+            futures = {pool.submit(what, item): item for item in items}
             for future in as_completed(futures):
-                yield future.result()
+                yield futures[future], future.result()
+
+        try:
+            yield work
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def do(board: Board, folders: Folders, task: Task) -> Answer:
-    """Measure again what a task names."""
-    entry = catalog.entry(task.file)
+def do(board: Board, folders: Folders, errand: Sequence[Task]) -> list[Answer]:
+    """Measure again what tasks for one entry name."""
+    entry = catalog.entry(errand[0].file)
     net = folders.network(entry.card, board.dataset)
+    data = Slice.of(board.dataset, board.n_examples)
+    return [_done(board, entry, net, data, task) for task in errand]
+
+
+def _done(board: Board, entry: Entry, net: Net, data: Slice, task: Task) -> Answer:
     if task.place == DIAGNOSIS:
         return Answer(task, diagnosed(entry, net, board), [])
     measured = entry.measurements[task.place]
-    found = differences(net, measured, Slice.of(board.dataset, board.n_examples), task.rows)
+    found = differences(net, measured, data, task.rows)
     lines = {
         difference.row: f"{named(measured.spec)}: example {difference.row}: claimed that it {difference.claimed}, "
         f"here it {difference.found}"

@@ -46,10 +46,27 @@ def row_then_column(channels: int, stride: int, affine: bool) -> nn.Sequential:
     return named(relu=nn.ReLU(), row=row, column=column, norm=norm(channels, affine))
 
 
-class FactorizedReduce(nn.Module):
-    """Half the resolution by two 1×1 convolutions that see every second pixel, each another one.
+class EverySecond(nn.Conv2d):
+    """A 1×1 convolution of stride 2 without bias, which leaves the pixels out before it multiplies.
 
-    ReLU → concat[conv0(x[0::2, 0::2]), conv1(x[1::2, 1::2])] → batch norm:
+    With the stride, oneDNN writes past its buffer for the weights' gradient where c_in < 8 and the processor has AVX2
+    but no AVX-512. The function is the same, and so is what it prints, which fingerprints of networks rest on.
+    """
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 1, 2, bias=False)
+
+    def _get_name(self) -> str:
+        return "Conv2d"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x[:, :, ::2, ::2], self.weight)
+
+
+class FactorizedReduce(nn.Module):
+    """Half the resolution by two 1×1 convolutions of stride 2 that see different pixels.
+
+    ReLU → concat[conv0(x), conv1(x shifted by one pixel)] → batch norm:
     [N, c_in, H, W] → [N, c_out, ⌈H/2⌉, ⌈W/2⌉].
     Sides of odd length, where the released code fails, are padded with zeros at the far edge for conv1.
     """
@@ -57,17 +74,15 @@ class FactorizedReduce(nn.Module):
     def __init__(self, c_in: int, c_out: int, affine: bool = True) -> None:
         super().__init__()
         self.relu = nn.ReLU()
-        # Pixels are left out before the convolutions, which says the same as their stride of 2: with that, oneDNN writes
-        # past its buffer for the weights' gradient where c_in < 8 and the processor has AVX2 but no AVX-512.
-        self.conv0 = nn.Conv2d(c_in, c_out // 2, 1, bias=False)
-        self.conv1 = nn.Conv2d(c_in, c_out - c_out // 2, 1, bias=False)
+        self.conv0 = EverySecond(c_in, c_out // 2)
+        self.conv1 = EverySecond(c_in, c_out - c_out // 2)
         self.norm = norm(c_out, affine)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
         height, width = x.shape[2:]
-        odd = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1::2, 1::2]
-        return self.norm(torch.cat([self.conv0(x[:, :, ::2, ::2]), self.conv1(odd)], 1))  # type: ignore[no-any-return]
+        shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
+        return self.norm(torch.cat([self.conv0(x), self.conv1(shifted)], 1))  # type: ignore[no-any-return]
 
 
 class Zero(nn.Module):

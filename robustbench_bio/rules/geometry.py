@@ -50,6 +50,10 @@ class Convolution(Geometry):
         return self._adjoint(g, x, matrix, (True, False, False))[0]
 
     def to_weight(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        if weight.shape[2:] == (1, 1) and not any(self.padding):
+            # The pixels that it sees, and no stride: see `nets.operations.EverySecond`.
+            x = x[:, :, :: self.stride[0], :: self.stride[1]]
+            return Convolution((1, 1), (0, 0), (1, 1), self.groups)._adjoint(g, x, weight, (False, True, False))[1]
         return self._adjoint(g, x, weight, (False, True, False))[1]
 
     def to_bias(self, g: Tensor) -> Tensor:
