@@ -579,7 +579,7 @@ def test_keywords_of_every_network_are_checked(name: str):
     [
         ("cell", {}, "did you mean cells"),
         ("cells", {}, "expected genotype for the network cells, got none"),
-        ("cells", {"genotype": "biodarts"}, "expected genotype to be a Genotype, got 'biodarts'"),
+        ("cells", {"genotype": "biodarts"}, "expected a genotype of cells for the network cells, got str"),
         ("cells", EXAMPLES["cells"] | {"channels": 0}, "expected channels .* >= 1, got 0"),
         ("cells", EXAMPLES["cells"] | {"layers": 2.0}, "expected layers .* whole number .* got 2.0"),
         ("cells", EXAMPLES["cells"] | {"channels": 1, "stem": "imagenet"}, "channels .* >= 2, got 1"),
