@@ -243,6 +243,8 @@ BAD: dict[str, tuple[Callable[[Place], list[object]], str]] = {
     "an unknown field": (spoiled_card("title", "titel"), "field 'title': expected a value"),
     "a terminal's escapes": (spoiled_card('title = "', 'title = "\\u001b[2J'), "expected printable text"),
     "a huge number": (spoiled_card("hidden = [", "hidden = [100000000,"), "field 'net.hidden': expected at most"),
+    "a number of a thousand digits": (
+        spoiled_card("hidden = [", f"hidden = [0x{'f' * 5000},"), "expected integers of at most 63 bits"),
     "many numbers": (spoiled_card("hidden = [", f"hidden = [{'9,' * 70}"), "field 'net.hidden': expected at most"),
     "many parameters": (spoiled_card("hidden = [", f"hidden = [{'4096,' * 30}"), "parameters, got"),
     "a TOML bomb": (spoiled_card('title = "', 'title = "' + "x" * 90_000), "expected at most 20,000 characters"),
