@@ -346,9 +346,10 @@ def spiking(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(Folders(root / "models", root / "leaderboards"), root / "tiny-fa.toml", root / "given.safetensors")
     for folder in place.folders.models, place.folders.leaderboards:
         folder.mkdir()
-    (place.folders.leaderboards / "tiny.toml").write_text(BOARD.replace('curve = "eps-curve"', ""))
+    board = BOARD.replace('curve = "eps-curve"', "").replace("n_examples = 24", "n_examples = 6")
+    (place.folders.leaderboards / "tiny.toml").write_text(board)
     (root / "mine.toml").write_text(circuit().to_toml())
-    params: dict[str, Any] = {"name": "motifs", "genotype": "mine.toml", "channels": 1, "steps": 2}
+    params: dict[str, Any] = {"name": "motifs", "genotype": "mine.toml", "channels": 1, "steps": 1}
     entry = TrainedNet(recipe=Recipe(init="network"))
     card = ModelCard(id="tiny-fa", title="Motifs", rule="bp", net=params, datasets={"digits": entry})
     place.card.write_text(card.to_toml())
@@ -442,7 +443,7 @@ BAD_MOTIFS: dict[str, tuple[Callable[[Place], list[object]], str]] = {
     "motifs in place of cells": (
         spoiled_card('name = "motifs"', 'name = "cells"'), "unknown parameter of the network cells 'steps'"),
     "motifs in place of cells, else right": (
-        spoiled_card('name = "motifs"\ngenotype = "mine.toml"\nchannels = 1\nsteps = 2',
+        spoiled_card('name = "motifs"\ngenotype = "mine.toml"\nchannels = 1\nsteps = 1',
                      'name = "cells"\ngenotype = "mine.toml"'),
         "expected a genotype of cells for the network cells, got MotifGenotype"),
     "a terminal's escapes": (spoiled_motifs("By hand.", "\\u001b[2J"), "expected printable text"),
