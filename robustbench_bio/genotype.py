@@ -141,7 +141,7 @@ class Genotype(BaseModel):
     """Two cells as in DARTS (Liu et al. 2019): edges 2i and 2i+1 enter node i, whose state is i + 2.
 
     Attributes:
-        name: letters, digits, dots, dashes and underscores; the file is called after it.
+        name: up to 100 letters, digits, dots, dashes and underscores; the file is called after it.
         source: where it was published, or how it was found.
         normal: edges of the cell that keeps the resolution.
         reduce: edges of the cell that halves it; its edges from states 0 and 1 have stride 2.
@@ -151,7 +151,7 @@ class Genotype(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     source: str
     normal: tuple[Edge, ...]
     reduce: tuple[Edge, ...]
@@ -275,6 +275,7 @@ def _remedy(kind: str, message: str, got: object) -> str:
         case "value_error":
             return message.removeprefix("Value error, ")
         case "string_pattern_mismatch":
-            return f"expected letters, digits, dots, dashes and underscores, got {got!r}: rename it"
+            shown = str(got)[:120]
+            return f"expected up to 100 letters, digits, dots, dashes and underscores, got {shown!r}: rename it"
         case _:
             return f"{message}, got {got!r}: {_FORM}"

@@ -1,7 +1,7 @@
 """Genotypes of motifs: which small circuit of excitation and inhibition stands in each cell. Loads no torch."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -20,6 +20,11 @@ LINKS = (*PLAIN_LINKS, *(f"conv_{k}x{k}{sign}" for k in (3, 5) for sign in ("_p"
 
 #: Largest number of cells of a network, and of earlier outputs that a cell reads.
 MAX_CELLS, MAX_INPUTS = 24, 4
+
+#: Largest integer of a genome; those of the space mse-nas end at a few.
+MAX_GENE = 255
+
+Gene = Annotated[int, Field(ge=0, le=MAX_GENE, strict=True)]
 
 Coding = Literal["direct", "frames"]
 
@@ -126,7 +131,7 @@ class MotifGenotype(BaseModel):
 
     Attributes:
         kind: "motifs", which tells the file from one of cells.
-        name: letters, digits, dots, dashes and underscores.
+        name: up to 100 letters, digits, dots, dashes and underscores.
         source: where it was published, or how it was found.
         inputs: how many earlier cell outputs each cell reads (the macro type), 2, 3 or 4.
         cells: their motifs.
@@ -136,10 +141,10 @@ class MotifGenotype(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["motifs"] = "motifs"
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     source: str
     inputs: int = Field(ge=2, le=MAX_INPUTS, strict=True)
-    genome: tuple[int, ...] = Field(default=(), max_length=20 * MAX_CELLS + 1)
+    genome: tuple[Gene, ...] = Field(default=(), max_length=20 * MAX_CELLS + 1)
     cells: tuple[Motif, ...] = Field(min_length=1, max_length=MAX_CELLS)
 
     @field_validator("cells")

@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -134,9 +135,13 @@ def first_error(error: ValidationError, record: type[BaseModel]) -> str:
 
 def _fields(record: type[BaseModel], place: Sequence[int | str]) -> list[str]:
     """Return the fields of the record that stands at `place` within `record`."""
+    kinds: dict[str, type[BaseModel]] = {}
     for part in place:
         field = record.model_fields.get(str(part))
-        record = next(iter(_records(field.annotation)), record) if field else record
+        if field is None:  # a place in a list, or a kind of the field before
+            record = kinds.get(str(part), record)
+        else:
+            record, kinds = next(_records(field.annotation), record), dict(_tagged(field.annotation))
     return list(record.model_fields)
 
 
@@ -145,6 +150,15 @@ def _records(annotation: object) -> Iterator[type[BaseModel]]:
         yield annotation
     for inner in get_args(annotation):
         yield from _records(inner)
+
+
+def _tagged(annotation: object) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Yield name and record of every kind that a field of several tags."""
+    inside = get_args(annotation)
+    for tag in inside:
+        if isinstance(tag, Tag):
+            yield tag.tag, inside[0]
+        yield from _tagged(tag)
 
 
 def parse_eps(text: str) -> float:

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ MAX_TOML = 20_000
 
 #: Parts of a key such as a.b.c, for the same reason.
 MAX_PARTS = 32
+
+#: Size of an integer without its sign, as TOML 1.0 has it.
+MAX_BITS = 63
+
 _LONG_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*)" + f"{{{MAX_PARTS}}}")
 
 
@@ -19,16 +24,31 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     """Return the document of a TOML text; `where` names it in errors.
 
     Raises:
-        UserError: too long, keys of very many parts, or not TOML.
+        UserError: too long, keys of very many parts, integers of more than 64 bits, or not TOML.
     """
     if len(text) > MAX_TOML:
         raise UserError(f"{where}: expected at most {MAX_TOML:,} characters, got more: shorten it")
     if _LONG_KEY.search(text):
         raise UserError(f"{where}: expected keys of at most {MAX_PARTS} parts, got one of more: shorten it")
     try:
-        return tomllib.loads(text)
+        document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
         raise UserError(f"{where}: expected TOML, got {error}: mend that line") from None
+    # Hexadecimal ones pass the parser at any length, and then no message could print them.
+    if any(isinstance(value, int) and value.bit_length() > MAX_BITS for value in _scalars(document)):
+        raise UserError(f"{where}: expected integers of at most {MAX_BITS} bits, got a larger one: take a smaller one")
+    return document
+
+
+def _scalars(document: dict[str, Any]) -> Iterator[Any]:
+    """Yield every value that is neither a table nor an array."""
+    left: list[Any] = [document]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
+        else:
+            yield value
 
 
 def read_text(path: Path) -> str:

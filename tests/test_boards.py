@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from test_records import result
 
 from robustbench_bio import catalog, cli
-from robustbench_bio.boards import candidates, replay, show
+from robustbench_bio.boards import candidates, replay, show, site
 from robustbench_bio.boards import verify as verifying
 from robustbench_bio.boards.entry import SCHEMA, Board, Entry, Measured, pack, scored
 from robustbench_bio.boards.folders import Folders, cells_of
@@ -27,11 +27,14 @@ from robustbench_bio.boards.replay import Outcome, Slice, differences
 from robustbench_bio.boards.submit import entry_text
 from robustbench_bio.boards.verify import DIAGNOSIS, sample, verify
 from robustbench_bio.cards import ModelCard, Recipe, TrainedNet
+from robustbench_bio.datasets import open_dataset
 from robustbench_bio.errors import UserError
 from robustbench_bio.evaluation import evaluate
+from robustbench_bio.genotype import Edge
+from robustbench_bio.motifs import Motif, MotifGenotype, read_genotype
 from robustbench_bio.presets import Radius
 from robustbench_bio.records import Provenance
-from robustbench_bio.zoo import HEADER
+from robustbench_bio.zoo import HEADER, network, packed
 
 BOARD = """
 name = "tiny"
@@ -240,6 +243,8 @@ BAD: dict[str, tuple[Callable[[Place], list[object]], str]] = {
     "an unknown field": (spoiled_card("title", "titel"), "field 'title': expected a value"),
     "a terminal's escapes": (spoiled_card('title = "', 'title = "\\u001b[2J'), "expected printable text"),
     "a huge number": (spoiled_card("hidden = [", "hidden = [100000000,"), "field 'net.hidden': expected at most"),
+    "a number of a thousand digits": (
+        spoiled_card("hidden = [", f"hidden = [0x{'f' * 5000},"), "expected integers of at most 63 bits"),
     "many numbers": (spoiled_card("hidden = [", f"hidden = [{'9,' * 70}"), "field 'net.hidden': expected at most"),
     "many parameters": (spoiled_card("hidden = [", f"hidden = [{'4096,' * 30}"), "parameters, got"),
     "a TOML bomb": (spoiled_card('title = "', 'title = "' + "x" * 90_000), "expected at most 20,000 characters"),
@@ -262,6 +267,17 @@ def test_a_bad_submission_is_refused_and_nothing_is_written(
     name: str, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil, expected = BAD[name]
+    refused(spoil, expected, place, monkeypatch, capsys)
+
+
+def refused(
+    spoil: Callable[[Place], list[object]],
+    expected: str,
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Fail unless what a function spoils is refused in one line that says one of the parts, and nothing is written."""
     arguments, before = spoil(place), snapshot(place)
     monkeypatch.setattr("robustbench_bio.boards.submit.Work.row", lambda *_: pytest.fail("it was measured"))
     assert command(monkeypatch, *arguments) == 2
@@ -308,8 +324,176 @@ def test_own_cells_come_with_the_card_and_may_not_take_a_published_name(place: P
         candidates.from_file(place.card, place.board, place.folders, told, None)
     other = catalog.genotype("nasnet").model_copy(update={"name": "biodarts"})
     (place.card.parent / "mine.toml").write_text(other.to_toml())
-    with pytest.raises(UserError, match="genotype 'biodarts' is in the zoo already, with other cells"):
+    with pytest.raises(UserError, match="genotype 'biodarts' is in the zoo already, as another one"):
         candidates.from_file(place.card, place.board, place.folders, told, None)
+
+
+# Motifs, the other kind of genotype
+
+
+def circuit(**changes: Any) -> MotifGenotype:
+    """Four cells, of which the last three halve the map."""
+    cell = Motif(name="mine", nodes=((Edge("conv_3x3_p", 0), Edge("none", 1)), (Edge("skip_connect", 0),
+                 Edge("conv_3x3_n", 2))), feedback=(Edge("conv_3x3_p", 0),))  # fmt: skip
+    fields = {"name": "mine", "source": "By hand.", "inputs": 2, "cells": (cell,) * 4}
+    return MotifGenotype(**fields | changes)
+
+
+@pytest.fixture(scope="module")
+def spiking(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """An untrained network of motifs, submitted from the command line with its genotype beside the card."""
+    root = tmp_path_factory.mktemp("motifs")
+    place = Place(Folders(root / "models", root / "leaderboards"), root / "tiny-fa.toml", root / "given.safetensors")
+    for folder in place.folders.models, place.folders.leaderboards:
+        folder.mkdir()
+    board = BOARD.replace('curve = "eps-curve"', "").replace("n_examples = 24", "n_examples = 6")
+    (place.folders.leaderboards / "tiny.toml").write_text(board)
+    (root / "mine.toml").write_text(circuit().to_toml())
+    params: dict[str, Any] = {"name": "motifs", "genotype": "mine.toml", "channels": 1, "steps": 1}
+    entry = TrainedNet(recipe=Recipe(init="network"))
+    card = ModelCard(id="tiny-fa", title="Motifs", rule="bp", net=params, datasets={"digits": entry})
+    place.card.write_text(card.to_toml())
+    place.weights.write_bytes(packed(network(card, entry, open_dataset("digits"), circuit())))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BIOROBUST_HOME", str(root / "home"))
+        assert command(patch, *order(place), "--json") == 0
+    return place
+
+
+@pytest.fixture
+def motifs(spiking: Place, tmp_path: Path) -> Place:
+    """A copy that a test may spoil."""
+    own = tmp_path / "copy"
+    shutil.copytree(spiking.card.parent, own)
+    return Place(Folders(own / "models", own / "leaderboards"), own / "tiny-fa.toml", own / "given.safetensors")
+
+
+def test_an_entry_holds_the_motifs_of_its_network_and_is_verified_against_the_zoo(motifs: Place) -> None:
+    kept = read_genotype(motifs.folders.models / "genotypes" / "mine.toml")
+    entry = catalog.entry(motifs.file)
+    assert entry.genotype == kept == circuit()
+    assert entry.card.net["genotype"] == "mine"
+    assert Entry.from_json(entry_text(entry), "again") == entry
+    assert any("surrogate" in measured.spec.gradient for measured in entry.measurements)
+    assert verify(motifs.board, motifs.folders, fraction=0.01).faults == {}
+    written = site.build({"tiny": (motifs.board, [entry])}, motifs.card.parent / "site")
+    (page,) = [path for path in written if path.name == "tiny-fa.html"]
+    assert "Cell 0: mine" in page.read_text()
+
+
+def test_motifs_that_are_not_the_zoos_do_not_pass(motifs: Place) -> None:
+    told = "genotype: not the one that the card names"
+    forge(motifs, lambda d: d["genotype"]["cells"][0].update(feedback=[]))
+    assert told in faults(motifs)
+    forge(motifs, lambda d: d.update(genotype=catalog.genotype("biodarts").model_dump(mode="json")))
+    assert told in faults(motifs)
+    forge(motifs, lambda d: d.update(genotype=None))
+    assert told in faults(motifs)
+
+
+def test_motifs_named_with_the_order_may_not_take_a_name_that_is_taken(motifs: Place) -> None:
+    file = motifs.card.parent / "elsewhere.toml"
+    told = candidates.Order(weights=motifs.weights, genotype=file)
+    for taken in "biodarts", "mine":
+        other = circuit(name=taken, cells=circuit().cells[:3])
+        file.write_text(other.to_toml())
+        with pytest.raises(UserError, match=f"genotype '{taken}' is in the zoo already, as another one"):
+            candidates.from_file(motifs.card, motifs.board, motifs.folders, told, None)
+    file.write_text(circuit(name="free").to_toml())
+    told = candidates.Order(weights=motifs.weights, genotype=file, replace=True)
+    found = candidates.from_file(motifs.card, motifs.board, motifs.folders, told, None)
+    assert (found.own_cells, found.cells, found.card.net["genotype"]) == (True, circuit(name="free"), "free")
+
+
+def spoiled_motifs(old: str, new: str, *, given: bool = False) -> Callable[[Place], list[object]]:
+    def spoil(place: Place) -> list[object]:
+        text = circuit().to_toml()
+        assert old in text
+        file = place.card.parent / ("elsewhere.toml" if given else "mine.toml")
+        file.write_text(text.replace(old, new, 1))
+        return order(place, *(["--genotype", file] if given else []))
+
+    return spoil
+
+
+def cells_for_motifs(place: Place) -> list[object]:
+    (place.card.parent / "mine.toml").write_text(catalog.genotype("biodarts").to_toml())
+    return order(place)
+
+
+EMPTY_CELL = '[[cells]]\nname = "m"\nnodes = [[["none", 0], ["none", 1]]]\n\n'
+
+BAD_MOTIFS: dict[str, tuple[Callable[[Place], list[object]], str]] = {
+    "a name that is a path": (spoiled_motifs('name = "mine"', 'name = "../../x"'), "field 'name': "),
+    "a name that is a path, by --genotype": (spoiled_motifs('"mine"', '"/x"', given=True), "field 'name': "),
+    "a long name": (spoiled_motifs('name = "mine"', f'name = "{"x" * 300}"'), "field 'name': "),
+    "a genotype that is a path": (spoiled_card("mine.toml", "../../x.toml"), "expected a name or a file beside"),
+    "a genotype that is not there": (spoiled_card("mine.toml", "yours.toml"), "expected a file, got none"),
+    "an unknown link": (spoiled_motifs("conv_3x3_n", "conv_9x9_n"), "unknown link 'conv_9x9_n'"),
+    "a link to nowhere": (spoiled_motifs('"skip_connect", 0', '"skip_connect", 99'), "a state in 0..2, got 99"),
+    "a huge state": (spoiled_motifs('"skip_connect", 0', f'"skip_connect", 0x{"f" * 5000}'), "of at most 63 bits"),
+    "huge inputs": (spoiled_motifs("inputs = 2", "inputs = 1000000"), "field 'inputs': "),
+    "a huge gene": (spoiled_motifs("inputs = 2", "inputs = 2\ngenome = [1000000]"), "field 'genome.0': "),
+    "many cells": (
+        spoiled_motifs("[[cells]]", 30 * EMPTY_CELL + "[[cells]]"),
+        "field 'cells': "),
+    "an unknown kind": (spoiled_motifs('kind = "motifs"', 'kind = "cells"'), "field 'kind': "),
+    "no kind": (spoiled_motifs('kind = "motifs"', ""), "normal: expected a value, got none"),
+    "cells in place of motifs": (cells_for_motifs, "a genotype of motifs for the network motifs, got Genotype"),
+    "motifs in place of cells": (
+        spoiled_card('name = "motifs"', 'name = "cells"'), "unknown parameter of the network cells 'steps'"),
+    "motifs in place of cells, else right": (
+        spoiled_card('name = "motifs"\ngenotype = "mine.toml"\nchannels = 1\nsteps = 1',
+                     'name = "cells"\ngenotype = "mine.toml"'),
+        "expected a genotype of cells for the network cells, got MotifGenotype"),
+    "a terminal's escapes": (spoiled_motifs("By hand.", "\\u001b[2J"), "expected printable text"),
+    "a huge width": (spoiled_card("channels = 1", "channels = 1000000"), "field 'net.channels': expected at most"),
+    "many parameters": (spoiled_card("channels = 1", "channels = 4000"), "parameters, got"),
+    "weights of other motifs": (spoiled_motifs('"conv_3x3_n", 2', '"none", 2'), "fit the network|as another one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(BAD_MOTIFS))
+def test_bad_motifs_are_refused_and_nothing_is_written(
+    name: str, motifs: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, expected = BAD_MOTIFS[name]
+    refused(spoil, expected, motifs, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"kind": "motif"}, "field 'genotype.motifs.kind': "),
+        ({"kind": None}, "field 'genotype.cells.normal': expected a value"),
+        ({"inputs": "2"}, "field 'genotype.motifs.inputs': "),
+        ({"inputs": True}, "field 'genotype.motifs.inputs': "),
+        ({"layers": 4}, "unknown field 'layers': choose from cells, genome, inputs, kind, name, source"),
+        ({"name": "../x"}, "field 'genotype.motifs.name': "),
+        ({"genome": [10**400]}, "field 'genotype.motifs.genome.0': "),
+        ({"normal": []}, "unknown field 'normal'"),
+    ],
+)
+def test_an_entry_with_faulty_motifs_is_refused_in_one_line(
+    change: dict[str, Any], expected: str, motifs: Place
+) -> None:
+    document = motifs.entry()
+    document["genotype"] |= change
+    motifs.file.write_text(json.dumps(document))
+    with pytest.raises(UserError) as caught:
+        catalog.entry(motifs.file)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "file", [path for name in catalog.board_names() for path in catalog.entry_files(name)], ids=str
+)
+def test_committed_entries_are_read_as_they_were_written(file: Path) -> None:
+    entry = catalog.entry(file)
+    assert entry_text(entry) == file.read_text("utf-8")
+    assert isinstance(entry.genotype, MotifGenotype) == (entry.card.net["name"] == "motifs")
 
 
 # Entries that are not what they say

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import random
+import re
 import shutil
 import struct
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,15 +19,17 @@ import numpy as np
 import pytest
 
 from robustbench_bio import catalog
-from robustbench_bio.boards import pictures, site
+from robustbench_bio.boards import circuits, pictures, site
 from robustbench_bio.boards.entry import Board, Entry, Finding, Gallery, Measured, pack, scored
 from robustbench_bio.boards.ranking import paired_p, ranked
 from robustbench_bio.boards.site import views
 from robustbench_bio.cards import ModelCard, Recipe, TrainedNet
 from robustbench_bio.errors import UserError
 from robustbench_bio.genotype import Genotype
+from robustbench_bio.motifs import Motif, MotifGenotype, parse_link
 from robustbench_bio.presets import Radius
 from robustbench_bio.records import EvalSpec, Provenance
+from robustbench_bio.search.motifs import MotifSpace
 
 CURVE = (1, 2, 4, 8, 16, 32)
 N = 120
@@ -329,7 +333,10 @@ class Drawing(HTMLParser):
         return [attributes for _, attributes in self.found if attributes.get("class", "").split()[:1] == [style]]
 
 
-@pytest.mark.parametrize("name", [*catalog.genotype_names(), "largest"])
+CELLS = [name for name in catalog.genotype_names() if isinstance(catalog.any_genotype(name), Genotype)]
+
+
+@pytest.mark.parametrize("name", [*CELLS, "largest"])
 def test_no_line_of_a_cell_passes_behind_a_box(name: str) -> None:
     if name == "largest":  # every node sees the first input and the one before
         edges = [e for i in range(12) for e in (("sep_conv_3x3_u", 0), ("skip_connect_f", i + 1))]
@@ -339,7 +346,7 @@ def test_no_line_of_a_cell_passes_behind_a_box(name: str) -> None:
     else:
         cells = catalog.genotype(name)
     for edges, concat in ((cells.normal, cells.normal_concat), (cells.reduce, cells.reduce_concat)):
-        drawing = Drawing(pictures.cell(edges, concat, "cell"))
+        drawing = Drawing(circuits.cell(edges, concat, "cell"))
         boxes = [[float(a[key]) for key in ("x", "y", "width", "height")] for a in drawing.of("box")]
         paths = drawing.of("edge")
         assert (len(paths), len(boxes), len(drawing.of("concat"))) == (len(edges), len(edges) // 2 + 3, len(concat))
@@ -356,6 +363,93 @@ def test_no_line_of_a_cell_passes_behind_a_box(name: str) -> None:
                 assert not (bx <= drop <= bx + bw and max(by, y0) < min(by + bh, y1))  # down
         lanes = [path["d"].split("H")[0] for path in [*paths, *drawing.of("concat")]]
         assert len(set(lanes)) == len(lanes)
+
+
+def with_feedback(nodes: int = 12, inputs: int = 4) -> Motif:
+    """Return the largest motif: every node reads the inputs and the node before, feeds back to places of all kinds."""
+    links = [
+        [("conv_3x3_p", 0), ("conv_5x5_n", i + inputs - 1), ("none", 1), ("skip_connect", 2)] for i in range(nodes)
+    ]
+    back = [("conv_5x5_n" if i % 2 else "skip_connect", (5 * i) % (inputs + i)) for i in range(1, nodes)]
+    return Motif(name="large", nodes=links, feedback=back)
+
+
+@pytest.mark.parametrize("name", ["mm3", "m3", "m5", "t3-ours", "t5", "m0", "large"])
+def test_no_line_of_a_motif_passes_behind_a_box(name: str) -> None:
+    space = catalog.space("mse-nas")
+    assert isinstance(space, MotifSpace)
+    motif = with_feedback() if name == "large" else space.named(name)
+    drawing = Drawing(circuits.motif(motif, "motif"))
+    boxes = [[float(a[key]) for key in ("x", "y", "width", "height")] for a in drawing.of("box")]
+    links = [(i, link) for i, node in enumerate(motif.nodes) for link in node if link.op != "none"]
+    back = [(i, link) for i, link in enumerate(motif.feedback, 1) if link.op != "none"]
+    paths = drawing.of("edge")
+    assert len(boxes) == motif.inputs + len(motif.nodes) + 1
+    assert (len(paths), len(drawing.of("tip"))) == (len(links) + len(back), len(links) + len(back))
+    (svg,) = [a for tag, a in drawing.found if tag == "svg"]
+    for path, (node, link) in zip(paths, [*links, *back], strict=True):
+        corners = corners_of(path["d"])
+        xs, ys = zip(*corners, strict=True)
+        assert min(xs) > 0
+        assert max(ys) < float(svg["height"])
+        source, target = boxes[link.state], boxes[motif.inputs + node]
+        if "feedback" in path["class"]:
+            source, target = target, source
+        assert touches(corners[0], source)
+        assert touches(corners[-1], target, 6.5)
+        for a, b in pairwise(corners):
+            assert not any(crosses(a, b, box) for box in boxes), (path["d"], boxes)
+        kind = parse_link(link.op)
+        assert {"p": "s-p", "n": "s-n", "": "s-any"}[kind.sign] in path["class"] or not kind.kernel
+    starts = [path["d"].split("H")[0] for path in [*paths, *drawing.of("concat")]]
+    assert len(set(starts)) == len(starts)
+
+
+def corners_of(path: str) -> list[tuple[float, float]]:
+    """Return the corners of a path of M, H, V and roundings by q, which are taken for corners."""
+    found: list[tuple[float, float]] = []
+    for letter, numbers in re.findall(r"([MHVq])([-\d. ]+)", path):
+        values = [float(number) for number in numbers.split()]
+        x, y = found[-1] if found else (0.0, 0.0)
+        end = {"M": values[:2], "H": [values[0], y], "V": [x, values[0]], "q": [x + values[-2], y + values[-1]] if
+               letter == "q" else []}[letter]  # fmt: skip
+        found.append((end[0], end[1]))
+    return found
+
+
+def touches(point: tuple[float, float], box: list[float], near: float = 0.01) -> bool:
+    (x, y), (left, top, width, height) = point, box
+    inside = left - near <= x <= left + width + near and top - near <= y <= top + height + near
+    return inside and not (left < x < left + width and top < y < top + height)
+
+
+def crosses(a: tuple[float, float], b: tuple[float, float], box: list[float]) -> bool:
+    left, top, width, height = box
+    (x0, x1), (y0, y1) = sorted((a[0], b[0])), sorted((a[1], b[1]))
+    return max(left, x0) < min(left + width, x1 + 1e-9) and max(top, y0) < min(top + height, y1 + 1e-9)
+
+
+def test_motifs_are_drawn_where_they_stand_with_a_legend_of_their_signs() -> None:
+    space = catalog.space("mse-nas")
+    assert isinstance(space, MotifSpace)
+    names = ["m3", "m2", "m2", "m3", "m3", "m2"]  # of these, 1, 3 and 4 halve the map
+    cells = MotifGenotype(name="some", source=NASTY, inputs=3, cells=tuple(map(space.named, names)))
+    card = card_of("spiking", net={"name": "motifs", "genotype": "some"})
+    one = entry("spiking", card=card, genotype=cells)
+    assert [title for title, _ in views.cells(one)] == ["Cell 0: m3", "Cells 2, 5: m2"]
+    assert views.wiring(one).startswith("stem → 0: m3 → halving → 2: m2 → halving → halving → 5: m2 → classifier.")
+    keys = {key.style: key.text for key in views.cell_keys(one)}
+    assert keys == {"s-p": "excites", "s-n": "inhibits", "feedback s-any": "feedback"}
+    drawn = "".join(picture for _, picture in views.cells(one))
+    assert "↩ conv_3x3_n" in drawn
+    assert {a["class"].split()[-1] for a in Drawing(drawn).of("edge")} == {"s-p", "s-n"}
+    events = card.model_copy(update={"net": {**card.net, "coding": "frames"}})
+    assert [title for title, _ in views.cells(one.model_copy(update={"card": events}))] == [
+        "Cells 0, 4: m3", "Cell 2: m2",
+    ]  # fmt: skip
+    assert views.rules_of(one) == ["bp"]
+    assert views.rules_of(one.model_copy(update={"card": card.model_copy(update={"rule": "genotype"})})) == ["bp"]
+    assert views.wiring(zoo_entry("bp-darts", board(), 0.05, 0, "sound")) == ""
 
 
 def test_edges_are_coloured_by_the_rule_that_owns_them() -> None:

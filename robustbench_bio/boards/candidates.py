@@ -13,7 +13,7 @@ from robustbench_bio.boards.folders import Folders, file_hash
 from robustbench_bio.cards import ModelCard, TrainedNet
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.errors import UserError
-from robustbench_bio.genotype import Genotype
+from robustbench_bio.motifs import AnyGenotype, read_genotype
 from robustbench_bio.nets.base import Inputs, Net
 from robustbench_bio.records import read_toml
 
@@ -32,7 +32,7 @@ class Order:
 
     Attributes:
         weights: safetensors of the one card; beside the card by default.
-        genotype: cells of the one card; beside the card by default.
+        genotype: cells or motifs of the one card; beside the card by default.
         train: follow the recipe of a card without weights first.
         replace: put another network in the place of one of the same id.
     """
@@ -57,7 +57,7 @@ class Candidate:
 
     card: ModelCard
     net: Net
-    cells: Genotype | None
+    cells: AnyGenotype | None
     weights: Path | None = None
     own_cells: bool = False
 
@@ -107,8 +107,7 @@ def _read_card(path: Path) -> ModelCard:
     card = read_toml(ModelCard, path)
     trained = [entry.trained_on for entry in card.datasets.values()]
     for text in (card.title, card.summary, card.reference, card.licence, *trained):
-        if not all(letter.isprintable() or letter == "\n" for letter in text):
-            raise UserError(f"card {card.id}: expected printable text, got {text[:40]!r}: remove control characters")
+        _printable(f"card {card.id}", text)
     for net in (card.net, *(entry.net for entry in card.datasets.values())):
         for name, value in net.items():
             numbers = value if isinstance(value, list) else [value]
@@ -121,10 +120,15 @@ def _read_card(path: Path) -> ModelCard:
     return card
 
 
+def _printable(where: str, text: str) -> None:
+    if not all(letter.isprintable() or letter == "\n" for letter in text):
+        raise UserError(f"{where}: expected printable text, got {text[:40]!r}: remove control characters")
+
+
 def _read_cells(
     card: ModelCard, entry: TrainedNet, path: Path, folders: Folders, given: Path | None
-) -> tuple[Genotype | None, bool]:
-    """Return the cells of a submitted card, and whether the zoo lacks them."""
+) -> tuple[AnyGenotype | None, bool]:
+    """Return the cells or motifs of a submitted card, and whether the zoo lacks them."""
     name = {**card.net, **entry.net}.get("genotype")
     if given is None and name is None:
         return None, False
@@ -135,16 +139,18 @@ def _read_cells(
                         f"got {str(name)[:80]!r}: name the file with --genotype")  # fmt: skip
     file = given or path.parent / str(name)
     _file(file)
-    return Genotype.read(file), True
+    found = read_genotype(file)
+    _printable(f"genotype {found.name}", found.source)
+    return found, True
 
 
-def _name_is_free(cells: Genotype, folders: Folders) -> None:
+def _name_is_free(cells: AnyGenotype, folders: Folders) -> None:
     taken = {file.stem for file in (folders.models / "genotypes").glob("*.toml")} | {*catalog.genotype_names()}
     if cells.name in taken and _wiring(folders.genotype(cells.name)) != _wiring(cells):
-        raise UserError(f"genotype {cells.name!r} is in the zoo already, with other cells: rename it in its file")
+        raise UserError(f"genotype {cells.name!r} is in the zoo already, as another one: rename it in its file")
 
 
-def _wiring(cells: Genotype) -> dict[str, Any]:
+def _wiring(cells: AnyGenotype) -> dict[str, Any]:
     return cells.model_dump(exclude={"name", "source"})
 
 
@@ -157,7 +163,7 @@ def _renamed(card: ModelCard, entry: TrainedNet, cells: str) -> tuple[ModelCard,
     return card.model_copy(update={"net": nets_[0]}), entry.model_copy(update={"net": nets_[1]})
 
 
-def _affordable(card: ModelCard, entry: TrainedNet, board: Board, cells: Genotype | None) -> None:
+def _affordable(card: ModelCard, entry: TrainedNet, board: Board, cells: AnyGenotype | None) -> None:
     """Raise `UserError` for a network of too many parameters, before any memory is taken for them."""
     params: dict[str, Any] = {**card.net, **entry.net}
     name = str(params.pop("name", ""))

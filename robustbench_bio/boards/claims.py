@@ -66,7 +66,7 @@ def _zoo_faults(entry: Entry, board: Board, folders: Folders) -> list[str]:
             f"weights_sha256: expected {found[:12]}… of the file in the zoo, got {entry.weights_sha256[:12]}…"
         )
     if folders.cells(card, board.dataset) != entry.genotype:
-        faults.append("genotype: not the cells that the card names")
+        faults.append("genotype: not the one that the card names")
     return faults
 
 

@@ -4,12 +4,13 @@ import base64
 import binascii
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from robustbench_bio.cards import ModelCard
 from robustbench_bio.genotype import Genotype
+from robustbench_bio.motifs import MotifGenotype
 from robustbench_bio.presets import Radius
 from robustbench_bio.records import EvalSpec, Identifier, Outcomes, Provenance, Record, Result, Sha256
 from robustbench_bio.stats import wilson
@@ -31,6 +32,19 @@ def _bytes(text: str) -> str:
 
 
 Base64 = Annotated[str, AfterValidator(_bytes)]
+
+
+def _kind(found: Any) -> str:
+    """Tell cells from motifs: only the latter name their kind, in files as in TOML."""
+    if isinstance(found, dict):
+        return "cells" if found.get("kind") is None else "motifs"
+    return "motifs" if isinstance(found, MotifGenotype) else "cells"
+
+
+#: A genotype of either kind; its errors name the one that it is read as.
+EitherGenotype = Annotated[
+    Annotated[Genotype, Tag("cells")] | Annotated[MotifGenotype, Tag("motifs")], Discriminator(_kind)
+]
 
 
 def pack(bits: Sequence[bool]) -> str:
@@ -195,8 +209,8 @@ class Entry(Record):
     """With the network of the board's data set alone."""
     card_sha256: Sha256
     """Of the card as it stands here."""
-    genotype: Genotype | None = None
-    """The cells, where the network has some."""
+    genotype: EitherGenotype | None = None
+    """The cells or motifs, where the network has some."""
     weights_sha256: Sha256
     """Of the weights file."""
     measurements: list[Measured] = Field(min_length=1)

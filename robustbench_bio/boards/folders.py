@@ -12,8 +12,8 @@ from robustbench_bio.boards.entry import Board, Entry
 from robustbench_bio.cards import ModelCard, TrainedNet
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.errors import UserError
-from robustbench_bio.genotype import Genotype
 from robustbench_bio.grid import Cell, applies, planned, stood_in
+from robustbench_bio.motifs import AnyGenotype, read_genotype
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records import EvalSpec, format_eps, read_toml
 from robustbench_bio.registry import unknown
@@ -61,22 +61,22 @@ class Folders:
             raise UserError(f"{path}: field 'id': expected the file's name {model!r}, got {found.id!r}")
         return found
 
-    def cells(self, card: ModelCard, dataset: str) -> Genotype | None:
+    def cells(self, card: ModelCard, dataset: str) -> AnyGenotype | None:
         """Return the genotype that a card's network for a data set names; None where it names none."""
         name = {**card.net, **card.datasets[dataset].net}.get("genotype")
         return None if name is None else self.genotype(str(name))
 
-    def genotype(self, name: str) -> Genotype:
-        """Return a genotype by name, from these folders or from the catalog.
+    def genotype(self, name: str) -> AnyGenotype:
+        """Return a genotype of cells or of motifs by name, from these folders or from the catalog.
 
         Raises:
             UserError: no such genotype; a name that is a path.
         """
         if name in {path.stem for path in (self.models / "genotypes").glob("*.toml")}:
-            return Genotype.read(self.models / "genotypes" / f"{name}.toml")
+            return read_genotype(self.models / "genotypes" / f"{name}.toml")
         if name not in catalog.genotype_names():
             raise UserError(unknown("genotype", name, catalog.genotype_names()))
-        return catalog.genotype(name)
+        return catalog.any_genotype(name)
 
     def weights(self, card: ModelCard, dataset: str) -> Path:
         """Return where the weights of a card's network lie.

@@ -1,4 +1,4 @@
-"""Pictures of an entry as text that a page can hold: SVG of cells, curves and intervals, PNG of examples."""
+"""Pictures of an entry as text that a page can hold: SVG of curves and intervals, PNG of examples."""
 
 import base64
 import math
@@ -12,15 +12,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from robustbench_bio.genotype import PLAIN_OPERATIONS, SUFFIXES, Edge, Primitive, parse_primitive
 from robustbench_bio.records import format_eps
 from robustbench_bio.stats import Interval, wilson
-
-#: Rule of an edge whose rule neither genotype nor card tells, such as one that was drawn at random.
-UNTOLD = "untold"
-
-#: Sizes of a cell's drawing, in pixels: a node's box and its rows, the gap before a box, a source's lanes.
-_BOX, _ROW, _GAP, _LANE, _INPUT = 152, 22, 46, 8, 48
 
 #: Sizes of a plot: width, height, and margins left, top, right, bottom.
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 460, 290, 44, 10, 14, 44
@@ -54,96 +47,6 @@ class Curve(NamedTuple):
     attack: str
     norm: str
     lines: dict[str, list[Point]]
-
-
-def edge_rule(op: str, rule: str = "") -> str:
-    """Return the rule that owns an edge: `rule` if one is given, else the primitive's; "" where there are no weights.
-
-    Args:
-        op: name of a primitive.
-        rule: that a card gives to every edge instead.
-    """
-    operation, own = parse_primitive(op)
-    return "" if operation in PLAIN_OPERATIONS else rule or own
-
-
-def cell(edges: Sequence[Edge], concat: Sequence[int], title: str, rule: str = "") -> Markup:
-    """Return a cell as SVG: inputs left, nodes down a staircase, the output right; edges in their rule's class `r-…`.
-
-    A line leaves its source along a lane of its own above all later nodes and drops in the gap before its target, so
-    that none passes behind a box.
-
-    Args:
-        edges: two for each node.
-        concat: states that make the output.
-        title: read out in place of the picture.
-        rule: that owns every edge with weights, if it is not the primitive's own.
-    """
-    boxes = _boxes(edges, concat)
-    lanes = _lanes(boxes, edges, concat)
-    width, height = boxes[-1][0] + _INPUT + 1, boxes[-2][1] + boxes[-2][3] + 2
-    drawn = [f'<svg class="cell" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">']
-    drawn.append(f"<title>{escape(title)}</title>")
-    for state in concat:
-        y = lanes[state, len(edges)]
-        drawn.append(f'<path class="concat" d="M{boxes[state][0] + boxes[state][2]} {y}H{boxes[-1][0]}"/>')
-    for place, (op, state) in enumerate(edges):
-        x, top, _, _ = boxes[place // 2 + 2]
-        y, drop = top + _ROW * (1.5 + place % 2), x - (14 if place % 2 == 0 else 26)
-        start, lane = boxes[state][0] + boxes[state][2], lanes[state, place]
-        style = f"r-{edge_rule(op, rule) or 'none'}"
-        drawn.append(f'<path class="edge {style}" d="M{start} {lane}H{drop - 6}q6 0 6 6V{y - 6}q0 6 6 6H{x - 6}"/>')
-        drawn.append(f'<path class="tip {style}" d="M{x} {y}l-8 -4v8z"/>')
-    drawn += _labels(boxes, edges, rule)
-    return Markup("".join([*drawn, "</svg>"]))  # noqa: S704 - every text in it is escaped
-
-
-def _boxes(edges: Sequence[Edge], concat: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    """Return left, top, width and height of each state's box, and last of the output's."""
-    nodes = len(edges) // 2
-    leaving = [sum(source == state for _, source in edges) + (state in concat) for state in range(nodes + 2)]
-    boxes: list[tuple[int, int, int, int]] = []
-    top = 1
-    for state in range(nodes + 2):
-        least = 28 if state < 2 else 3 * _ROW + 4
-        height = max(least, _LANE * (leaving[state] + 1))
-        left = 1 if state < 2 else 1 + _INPUT + _GAP + (state - 2) * (_BOX + _GAP)
-        boxes.append((left, top, _INPUT if state < 2 else _BOX, height))
-        top += height + 12
-    return [*boxes, (boxes[-1][0] + _BOX + _GAP, 1, _INPUT, top - 13)]
-
-
-def _lanes(
-    boxes: Sequence[tuple[int, int, int, int]], edges: Sequence[Edge], concat: Sequence[int]
-) -> dict[tuple[int, int], float]:
-    """Return (state, place of the edge) → y of its lane; what drops first runs lowest, what goes out highest."""
-    lanes: dict[tuple[int, int], float] = {}
-    for state, (_, top, _, height) in enumerate(boxes[:-1]):
-        first_drop_last = [len(edges)] if state in concat else []
-        places = [place for place, edge in enumerate(edges) if edge.state == state]
-        first_drop_last += sorted(places, key=lambda place: (-(place // 2), place % 2))
-        room = height / (len(first_drop_last) + 1)
-        lanes |= {(state, place): round(top + room * (i + 1), 1) for i, place in enumerate(first_drop_last)}
-    return lanes
-
-
-def _labels(boxes: Sequence[tuple[int, int, int, int]], edges: Sequence[Edge], rule: str) -> list[str]:
-    drawn = []
-    names = ["c k−2", "c k−1", *(f"node {i}" for i in range(len(edges) // 2)), "out"]
-    for state, ((x, y, width, height), name) in enumerate(zip(boxes, names, strict=True)):
-        drawn.append(f'<rect class="box" x="{x}" y="{y}" width="{width}" height="{height}"/>')
-        if 2 <= state < len(boxes) - 1:
-            drawn.append(f'<text class="node" x="{x + 10}" y="{y + 15}">{name}</text>')
-        else:
-            middle = y + height / 2 + 4
-            drawn.append(f'<text class="node" text-anchor="middle" x="{x + width / 2}" y="{middle}">{name}</text>')
-    for place, (op, _) in enumerate(edges):
-        x, y = boxes[place // 2 + 2][0], boxes[place // 2 + 2][1] + _ROW * (1 + place % 2)
-        owner = edge_rule(op, rule)
-        shown = Primitive(parse_primitive(op).operation, owner).name if owner in SUFFIXES else op
-        drawn.append(f'<rect class="port r-{owner or "none"}" x="{x}" y="{y + 2}" width="4" height="{_ROW - 4}"/>')
-        drawn.append(f'<text class="op" x="{x + 10}" y="{y + 15}">{escape(shown)}</text>')
-    return drawn
 
 
 def curve(chosen: Curve) -> Markup:

@@ -16,8 +16,8 @@ from robustbench_bio.campaign import pick_device
 from robustbench_bio.cards import ModelCard
 from robustbench_bio.datasets import load_data
 from robustbench_bio.errors import UserError
-from robustbench_bio.genotype import Genotype
 from robustbench_bio.grid import Cell, Row, Work
+from robustbench_bio.motifs import AnyGenotype
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records import Provenance
 from robustbench_bio.store import Store, default_home, write_atomically
@@ -89,13 +89,13 @@ def _measured(found: Candidate, board: Board, cells: Sequence[Cell], work: Work,
     return Submitted(entry, _write(entry, found, board, folders))
 
 
-def entry_of(card: ModelCard, net: Net, cells: Genotype | None, row: Row, board: Board) -> Entry:
+def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, row: Row, board: Board) -> Entry:
     """Return the entry of a network that was measured.
 
     Args:
         card: as the zoo holds it.
         net: on the CPU.
-        cells: its genotype.
+        cells: its genotype, of cells or of motifs.
         row: its measurements and diagnosis.
         board: what asked for them.
     """

@@ -146,7 +146,8 @@ class CellNet(Net):
     ) -> None:
         super().__init__(inputs)
         if not isinstance(genotype, Genotype):
-            raise UserError(f"expected genotype to be a Genotype, got {genotype!r}: read it with Genotype.read(path)")
+            raise UserError(f"expected a genotype of cells for the network cells, got {type(genotype).__name__}: "
+                            "read it with Genotype.read(path)")  # fmt: skip
         choice("stem", stem, get_args(Stem))
         choice("skip_rule", skip_rule, get_args(SkipRule))
         whole("channels", channels, 2 if stem == "imagenet" else 1)

@@ -173,7 +173,7 @@ def _model_page(
         environment, "model", root="../../", place=place, entry=entry, board=board, others=others, rival=rival,
         curves=curves, cells=views.cells(entry), cell_keys=views.cell_keys(entry), rules=views.rules_of(entry),
         measured=views.measured_rows(entry), images=views.images(entry.gallery),
-        card=views.card_fields(entry),
+        card=views.card_fields(entry), wiring=views.wiring(entry),
         provenance=list(views.fields(entry.provenance.model_dump(mode="json"))),
     )  # fmt: skip
 

@@ -4,17 +4,18 @@ import base64
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from robustbench_bio.boards import pictures
+from robustbench_bio.boards import circuits, pictures
 from robustbench_bio.boards.entry import Board, Entry, Gallery, Measured, pack
 from robustbench_bio.boards.ranking import Row
 from robustbench_bio.genotype import SUFFIXES
+from robustbench_bio.motifs import Motif, MotifGenotype, reduction_cells
 from robustbench_bio.records import format_eps
 
 #: What a network under `random:SEED` draws from; `rules.assign` says so too, but loads torch.
@@ -100,13 +101,17 @@ def ranks(entry: Entry, measured: Measured) -> bool:
 
 
 def rules_of(entry: Entry) -> list[str]:
-    """Return the rules that a card assigns, each once; of `random:SEED` those that it draws from."""
+    """Return the rules that a card assigns, each once; of `random:SEED` those that it draws from.
+
+    A genotype of motifs prescribes none, so that its layers learn by bp where the card says no more.
+    """
     found: dict[str, None] = {}
+    cells = entry.genotype
     for term in entry.card.rule.split(","):
         name = term.rpartition("=")[2].strip()
-        if name == "genotype" and entry.genotype:
-            edges = (*entry.genotype.normal, *entry.genotype.reduce)
-            found |= dict.fromkeys(rule for op, _ in edges if (rule := pictures.edge_rule(op)))
+        if name == "genotype" and cells:
+            edges = () if isinstance(cells, MotifGenotype) else (*cells.normal, *cells.reduce)
+            found |= dict.fromkeys([rule for op, _ in edges if (rule := circuits.edge_rule(op))] or ["bp"])
         elif name.startswith("random:"):
             drawn = name.split(":")[2:]
             found |= dict.fromkeys(drawn[0].split("+") if drawn else RANDOM_RULES)
@@ -120,28 +125,75 @@ def one_rule(entry: Entry) -> str:
     rule = entry.card.rule.strip()
     if rule == "genotype":
         return ""
-    return rule if rule in SUFFIXES else pictures.UNTOLD
+    return rule if rule in SUFFIXES else circuits.UNTOLD
 
 
 def cells(entry: Entry) -> list[tuple[str, Markup]]:
-    """Return title and picture of each cell; nothing for a network without cells."""
+    """Return title and picture of each cell or circuit; nothing for a network without cells."""
     cells = entry.genotype
     if cells is None:
         return []
+    if isinstance(cells, MotifGenotype):
+        return [(title, circuits.motif(motif, f"{title}, {cells.name}")) for title, motif in _motifs(entry, cells)]
     rule = one_rule(entry)
     shown = {"Normal cell": (cells.normal, cells.normal_concat), "Reduction cell": (cells.reduce, cells.reduce_concat)}
-    return [(title, pictures.cell(*parts, f"{title} of {cells.name}", rule)) for title, parts in shown.items()]
+    return [(title, circuits.cell(*parts, f"{title} of {cells.name}", rule)) for title, parts in shown.items()]
+
+
+def _reductions(entry: Entry, genotype: MotifGenotype) -> frozenset[int]:
+    """Return which cells halve the map; the card says how images are coded."""
+    nets = (entry.card.net, *(network.net for network in entry.card.datasets.values()))
+    frames = any(net.get("coding") == "frames" for net in nets)
+    return reduction_cells(len(genotype.cells), "frames" if frames else "direct")
+
+
+def _motifs(entry: Entry, genotype: MotifGenotype) -> list[tuple[str, Motif]]:
+    """Return every motif that stands somewhere, with the cells in which it does."""
+    halve, places = _reductions(entry, genotype), dict[Motif, list[int]]()
+    for i, motif in enumerate(genotype.cells):
+        if i not in halve:
+            places.setdefault(motif, []).append(i)
+    return [
+        (f"Cell{'s' if len(at) > 1 else ''} {', '.join(map(str, at))}: {motif.name}", motif)
+        for motif, at in places.items()
+    ]
+
+
+def wiring(entry: Entry) -> str:
+    """Return in words how the cells of motifs follow each other; "" for other networks."""
+    genotype = entry.genotype
+    if not isinstance(genotype, MotifGenotype):
+        return ""
+    halve = _reductions(entry, genotype)
+    order = " → ".join("halving" if i in halve else f"{i}: {motif.name}" for i, motif in enumerate(genotype.cells))
+    return (
+        f"stem → {order} → classifier. Each cell reads the last {genotype.inputs} outputs, the stem's where there are "
+        "not that many yet. A node is the sum of its links; feedback adds to an earlier state, for what comes after; "
+        "the nodes side by side are the output."
+    )
 
 
 def cell_keys(entry: Entry) -> list[Key]:
-    """Return the legend of the cells: every rule that owns an edge, then operations without weights."""
-    if entry.genotype is None:
+    """Return the legend of the cells: every rule that owns an edge, or sign of a link, then what has no weights."""
+    genotype = entry.genotype
+    if genotype is None:
         return []
-    ops = [op for op, _ in (*entry.genotype.normal, *entry.genotype.reduce)]
-    owners = list(dict.fromkeys(pictures.edge_rule(op, one_rule(entry)) for op in ops))
-    texts = {pictures.UNTOLD: f"as the card assigns: {entry.card.rule}"}
+    if isinstance(genotype, MotifGenotype):
+        return _link_keys([motif for _, motif in _motifs(entry, genotype)])
+    ops = [op for op, _ in (*genotype.normal, *genotype.reduce)]
+    owners = list(dict.fromkeys(circuits.edge_rule(op, one_rule(entry)) for op in ops))
+    texts = {circuits.UNTOLD: f"as the card assigns: {entry.card.rule}"}
     keys = [Key(f"r-{rule}", texts.get(rule, rule)) for rule in sorted(filter(None, owners))]
     return keys + ([Key("r-none", "without weights")] if "" in owners else [])
+
+
+def _link_keys(motifs: Sequence[Motif]) -> list[Key]:
+    links = [link for motif in motifs for link in (*motif.links, *motif.feedback) if link.op != "none"]
+    styles = {circuits.link_style(link.op) for link in links}
+    texts = {"s-p": "excites", "s-n": "inhibits", "s-any": "excites or inhibits", "r-none": "without weights"}
+    keys = [Key(style, text) for style, text in texts.items() if style in styles]
+    fed_back = any(link.op != "none" for motif in motifs for link in motif.feedback)
+    return keys + ([Key("feedback s-any", "feedback")] if fed_back else [])
 
 
 def settings(measured: Measured) -> str:
