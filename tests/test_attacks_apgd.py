@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_bio.attacks import ATTACKS, Oracle, make
-from robustbench_bio.attacks.apgd import APGDCE, APGDDLR, APGDTargeted
+from robustbench_bio.attacks.apgd import APGDCE, APGDDLR, APGDTargeted, together
 from robustbench_bio.attacks.climb import checkpoints, climb
 from robustbench_bio.attacks.losses import cross_entropy, dlr, likely_targets, margin, targeted_dlr, targeted_margin
 from robustbench_bio.datasets import load_data
@@ -252,6 +252,40 @@ def test_restarts_and_targets_are_for_those_that_stand() -> None:
     assert (second.queries[~fell] == 1 + 2 * 3 * 6).all()
     assert (second.steps[fell] < 30).all()
     assert (first.steps <= 10).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("name", ["apgd-t", "fab-t", "min-norm"])
+def test_walks_to_all_targets_at_once_find_what_one_after_the_other_finds(
+    name: str, norm: Norm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = Recorded().double().eval()
+    x = images(40, "x").double()
+    y = Oracle(net).logits(x).argmax(1)
+    threat = Threat(norm, {"linf": 0.035, "l2": 0.17, "l1": 0.6 if name == "apgd-t" else 0.35}[norm])
+    found = {}
+    for at_once in (0, 2 * 48, 9 * 48):
+        monkeypatch.setattr("robustbench_bio.attacks.apgd.TOGETHER", at_once)
+        tried = make(name, norm, {"steps": 8, "targets": 5}).perturb(
+            Oracle(net), x, y, threat, ExampleRng(0, range(40))
+        )
+        found[at_once] = (Oracle(net).fooled(tried.x_adv, y), tried)
+    fell, alone = found[0]
+    assert 3 < fell.sum() < 38
+    for fooled, tried in found.values():
+        assert torch.equal(fooled, fell)
+        assert torch.equal(tried.queries[~fell], alone.queries[~fell])
+        assert torch.equal(tried.steps[~fell], alone.steps[~fell])
+        torch.testing.assert_close(tried.x_adv[~fell], alone.x_adv[~fell], rtol=0, atol=1e-9)
+        if name == "min-norm":
+            torch.testing.assert_close(threat.size(tried.x_adv - x), threat.size(alone.x_adv - x), rtol=0, atol=1e-9)
+
+
+def test_how_many_walk_at_once_is_a_matter_of_the_image_and_not_of_the_batch() -> None:
+    assert together(9, torch.empty(1, 3, 32, 32)) == [[0], list(range(1, 9))]
+    assert together(9, torch.empty(500, 3, 32, 32)) == together(9, torch.empty(1, 3, 32, 32))
+    assert together(4, torch.empty(7, 3, 224, 224)) == [[0], [1], [2], [3]]
+    assert together(1, torch.empty(7, 1, 8, 8)) == [[0]]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

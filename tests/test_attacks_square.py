@@ -106,7 +106,8 @@ def test_the_walk_is_that_of_the_reference_given_its_draws(
             if mine.lead_at(ours) < lead:
                 break
             continue
-        torch.testing.assert_close(ours, other, rtol=0, atol=1e-5)
+        # Under l2 a step is √(eps² − ‖δ‖²), which rounding in float32 lets differ by up to √(6e-8) · eps.
+        torch.testing.assert_close(ours, other, rtol=0, atol=2e-4 if norm == "l2" else 1e-5)
         same += 1
         if theirs.lead_at(other) < lead:
             best, lead = other, theirs.lead_at(other)

@@ -207,7 +207,7 @@ def test_a_data_set_that_cannot_be_downloaded_is_one_line(
     )  # fmt: skip
     assert line.startswith(f"cifar10 is not in {tmp_path / 'data'} and could not be downloaded (")
     assert "the network is blocked" in line
-    assert line.endswith("put cifar-10-python.tar.gz there, or pass --data-file FILE.npz")
+    assert line.endswith("put cifar-10-python.tar.gz or cifar10.npz there, or pass --data-file FILE.npz")
 
 
 @pytest.mark.parametrize(
