@@ -81,13 +81,15 @@ def test_the_windows_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatch)
             torch.testing.assert_close(_eta(side, torch.zeros(1))[lying], theirs.eta(side), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.6)])
+# An l2 step is √(eps² − ‖δ‖²): where next to nothing is left, the last bit decides it and all that follows. Float64 and
+# this radius keep the walks clear of that.
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 2.0)])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 25, 25)])
 def test_the_walk_is_that_of_the_reference_given_its_draws(
     norm: Norm, eps: float, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = pytest.importorskip("pyautoattack.square").SquareAttack
-    x, mine, theirs = image(shape), Recorded(shape, 1000.0), Recorded(shape, 1000.0)
+    x, mine, theirs = image(shape).double(), Recorded(shape, 1000.0), Recorded(shape, 1000.0)
     attacked(mine, x, norm, eps, queries=150)
     stream = ExampleRng(0, [0]).child("0")
 
@@ -106,8 +108,7 @@ def test_the_walk_is_that_of_the_reference_given_its_draws(
             if mine.lead_at(ours) < lead:
                 break
             continue
-        # Under l2 a step is √(eps² − ‖δ‖²), which rounding in float32 lets differ by up to √(6e-8) · eps.
-        torch.testing.assert_close(ours, other, rtol=0, atol=2e-4 if norm == "l2" else 1e-5)
+        torch.testing.assert_close(ours, other, rtol=0, atol=1e-5)
         same += 1
         if theirs.lead_at(other) < lead:
             best, lead = other, theirs.lead_at(other)
