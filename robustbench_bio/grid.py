@@ -1,5 +1,6 @@
 """Many networks under the attacks of a preset: what is run, and the ranking that comes of it."""
 
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -298,10 +299,15 @@ def applies(cell: Cell, net: Net) -> bool:
     return bool(kind.surrogate) == (_follows(cell) and has_thresholds(net))
 
 
+_THRESHOLDS: "weakref.WeakKeyDictionary[Net, bool]" = weakref.WeakKeyDictionary()
+
+
 def has_thresholds(net: Net) -> bool:
     """Tell whether a network spikes or rounds, so that its exact gradient is zero or misses most of what it does."""
-    device = next(net.parameters()).device
-    return stepped(net, torch.zeros(2, *net.inputs.shape, device=device))
+    if net not in _THRESHOLDS:  # a matter of the architecture, asked for every cell of a grid
+        device = next(net.parameters()).device
+        _THRESHOLDS[net] = stepped(net, torch.zeros(2, *net.inputs.shape, device=device))
+    return _THRESHOLDS[net]
 
 
 def _follows(cell: Cell) -> bool:

@@ -1,5 +1,6 @@
 """What an entry claims, held against board and zoo: all that can be checked without an attack."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from robustbench_bio.attacks import make
 from robustbench_bio.boards.entry import Board, Entry
 from robustbench_bio.boards.folders import Folders, asked_of, file_hash, named
 from robustbench_bio.boards.replay import Slice, certain_answers, facts_of, gallery_faults, same_facts
+from robustbench_bio.cards import ModelCard
 from robustbench_bio.errors import UserError
 from robustbench_bio.grid import Cell
 from robustbench_bio.judge import fingerprint
@@ -15,6 +17,18 @@ from robustbench_bio.nets.base import Net
 from robustbench_bio.records import EvalSpec
 from robustbench_bio.threat import Threat
 from robustbench_bio.verdicts import contradictions, verdict_on
+
+
+def network(entry: Entry, dataset: str, folders: Folders) -> Net:
+    """Return an entry's network, in one process always the same: to build and to trace it takes seconds."""
+    cells = "" if entry.genotype is None else entry.genotype.model_dump_json()
+    return _network(folders, dataset, entry.card.canonical(), cells)
+
+
+@functools.lru_cache(maxsize=32)
+def _network(folders: Folders, dataset: str, card: str, cells: str) -> Net:
+    del cells  # read from the zoo, where they are the entry's: part of the key only
+    return folders.network(ModelCard.from_json(card, "card"), dataset)
 
 
 def checked(
@@ -34,7 +48,7 @@ def checked(
         faults = [*_board_faults(entry, board), *_zoo_faults(entry, board, folders)]
         if faults:
             return entry, faults
-        net = folders.network(entry.card, board.dataset)
+        net = network(entry, board.dataset, folders)
         faults = [*_spec_faults(entry, board, cells, data, net)]
         if not faults:
             faults = [*_answer_faults(entry, data, net)]

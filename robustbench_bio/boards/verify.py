@@ -16,10 +16,10 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 
 from robustbench_bio import catalog
-from robustbench_bio.boards.claims import checked
+from robustbench_bio.boards.claims import checked, network
 from robustbench_bio.boards.entry import Board, Entry
 from robustbench_bio.boards.folders import Folders, cells_of, named
-from robustbench_bio.boards.replay import Difference, Slice, differences
+from robustbench_bio.boards.replay import Slice, differences
 from robustbench_bio.datasets import load_data
 from robustbench_bio.errors import UserError
 from robustbench_bio.grid import Work
@@ -38,8 +38,8 @@ LOT, DEAR_LOT = 100, 25
 #: Forward passes for one example from which an attack is dear.
 DEAR = 2000
 
-#: Outcomes of an entry that may differ where rounding decides or no rank rests on them: this part of those measured
-#: again, but at least `FEWEST_CLOSE`.
+#: Outcomes of an entry that may differ where rounding or luck decides them: this part of those measured again, but at
+#: least `FEWEST_CLOSE`.
 CLOSE, FEWEST_CLOSE = 0.02, 2
 
 #: The place of an entry's finding.
@@ -128,8 +128,8 @@ def verify(
 
     Measured again is a sample of (entry, measurement, lot of examples), `fraction` of all outcomes but at least one lot
     of each entry, and the diagnosis of as large a part of the entries. Every outcome has a chance, the smaller the
-    dearer its attack (`sample`). One that differs is a fault unless rounding decides it (`replay.differences`) or it
-    cannot change the ranking (`_immaterial`); more than `CLOSE` of those are a fault, too.
+    dearer its attack (`sample`). One that differs is a fault unless rounding or the draws' luck decides it
+    (`replay.differences`); more than `CLOSE` of those are a fault, too.
 
     Args:
         board: which board.
@@ -310,7 +310,7 @@ def _workers(jobs: int) -> Iterator[_Work]:
 def do(board: Board, folders: Folders, errand: Sequence[Task]) -> list[Answer]:
     """Measure again what tasks for one entry name."""
     entry = catalog.entry(errand[0].file)
-    net = folders.network(entry.card, board.dataset)
+    net = network(entry, board.dataset, folders)
     data = Slice.of(board.dataset, board.n_examples)
     return [_done(board, entry, net, data, task) for task in errand]
 
@@ -324,33 +324,10 @@ def _done(board: Board, entry: Entry, net: Net, data: Slice, task: Task) -> Answ
         line = f"{named(measured.spec)}: example {difference.row}: claimed that it {difference.claimed}, here it "
         line += str(difference.found)
         if difference.close:
-            forgiven.append(f"{line}: rounding decides")
-        elif reason := _immaterial(entry, place=task.place, difference=difference):
-            forgiven.append(f"{line}: {reason}")
+            forgiven.append(line)
         else:
             faults.append(line)
     return Answer(task, faults, forgiven)
-
-
-def _immaterial(entry: Entry, place: int, difference: Difference) -> str:
-    """Return why a difference cannot change the ranking, "" if it can.
-
-    Flat regions of an image make ties, in max pools above all, which kernels of different processors break in
-    different ways. So a long walk can end differently, on one processor always here, on another always there: an honest
-    difference that no repetition on one of them shows. A rank needs more than that: an example counts where it stands
-    under every attack within the board's threat model.
-    """
-    own = entry.measurements[place].spec
-    if difference.claimed.clean != difference.found.clean:
-        return ""
-    if (own.norm, own.eps) != entry.threat:
-        return "it does not rank"
-    others = (
-        other for i, other in enumerate(entry.measurements)
-        if i != place and (other.spec.norm, other.spec.eps) == entry.threat
-    )  # fmt: skip
-    found = next((named(other.spec) for other in others if not other.robust_correct()[difference.row]), "")
-    return found and f"it falls under {found} too"
 
 
 def diagnosed(entry: Entry, net: Net, board: Board) -> list[str]:
@@ -370,7 +347,7 @@ def diagnosed(entry: Entry, net: Net, board: Board) -> list[str]:
 def lines(report: Report) -> list[str]:
     """Return what a person wants to know of a report."""
     found = [f"{name}: {line}" for name, faults in report.faults.items() for line in faults]
-    found += [f"{name}: differs: {line}" for name, close in report.close.items() for line in close]
+    found += [f"{name}: rounding or luck decides: {line}" for name, close in report.close.items() for line in close]
     state = "holds" if report.holds else f"does not hold: {len(report.faults)} entries with faults"
     part = f"{report.again:,} of {report.outcomes:,} outcomes and {report.diagnoses} verdicts measured again"
     return [*found, f"{report.board}: {report.entries} entries, {part}, {report.seconds:.0f} s: {state}"]

@@ -66,9 +66,11 @@ class SearchCell(nn.Module):
         )
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Weights, fast: bool) -> Tensor:
-        """Return the cell's output; `fast` lets the edges that leave a state share work."""
+        """Return the cell's output; `fast` lets the edges that leave a state share work on a CPU."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        if fast and weights.active is None and not torch.is_autocast_enabled(s0.device.type):
+        # On a GPU the shared work gave other gradients at the input than the plain way (H200, torch 2.11).
+        on_cpu = s0.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if fast and weights.active is None and on_cpu:
             return self._shared(states, weights.values)
         first = 0
         for node in range(self.nodes):
