@@ -17,7 +17,7 @@ from robustbench_bio.nets import NETS, Inputs, Net, build, keywords
 from robustbench_bio.nets.base import weight_layers
 from robustbench_bio.nets.cells import Cell, CellNet
 from robustbench_bio.nets.measure import Share, macs, parameters, shares
-from robustbench_bio.nets.operations import FactorizedReduce, drop_path, operation
+from robustbench_bio.nets.operations import EverySecond, FactorizedReduce, drop_path, operation
 from robustbench_bio.nets.small import Triangle
 
 GENOTYPES = Path(__file__).parents[1] / "models" / "genotypes"
@@ -755,3 +755,17 @@ def test_frozen_weights_are_not_counted_as_trainable():
     net = build("mlp", DIGITS, seed=0, hidden=())
     net.stages[0].linear.bias.requires_grad_(False)
     assert parameters(net) == 640
+
+
+def test_a_convolution_of_every_second_pixel_is_one_of_stride_2() -> None:
+    layer, plain = EverySecond(3, 5).double(), nn.Conv2d(3, 5, 1, 2, bias=False).double()
+    plain.load_state_dict(layer.state_dict())
+    assert repr(layer) == repr(plain)  # fingerprints of networks rest on it
+    for side in (1, 4, 7):
+        x = torch.rand(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+        ours, theirs = layer(x), plain(x)
+        assert torch.equal(ours, theirs)
+        first = torch.autograd.grad(ours.square().sum(), (x, layer.weight))
+        second = torch.autograd.grad(theirs.square().sum(), (x, plain.weight))
+        for one, other in zip(first, second, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
