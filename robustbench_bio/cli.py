@@ -334,7 +334,7 @@ def show(
     Of a model's network also: cost, share of each rule, and for each layer how its feedback and the gradient that it
     learns from lie to the exact ones.
     """
-    from robustbench_bio import describe
+    from robustbench_bio import describe, facts_text
 
     with terminal.late_bar("measuring") as progress:
         facts = describe.facts(name, dataset, data_root=data_root, data_file=data_file, progress=progress)
@@ -343,8 +343,8 @@ def show(
     table.add_column("value")
     for field, value in facts.items():
         if field != describe.LAYERS:
-            table.add_row(field, describe.text(field, value))
-    layers = [describe.layer_table(facts[describe.LAYERS])] if describe.LAYERS in facts else []
+            table.add_row(field, facts_text.text(field, value))
+    layers = [facts_text.layer_table(facts[describe.LAYERS])] if describe.LAYERS in facts else []
     terminal.show(as_json, facts, Group(table, *layers))
 
 

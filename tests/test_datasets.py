@@ -750,3 +750,22 @@ def test_the_shared_cifar_file_stands_in_for_cifar10(cifar10_npz: Path) -> None:
     assert test.x.shape == (846, 3, 32, 32)
     # the official test set begins with a cat, two ships and an aeroplane
     assert [open_dataset("cifar10").classes[k] for k in test.y[:4]] == ["cat", "ship", "ship", "airplane"]
+
+
+def test_a_file_in_the_folder_stands_in_where_there_is_no_network_and_gives_way_to_the_official_ones(
+    tmp_path: Path, cifar: Callable[[str], bytes]
+) -> None:
+    archive = cifar("CIFAR10")
+    images = np.full((3, 32, 32, 3), 7, np.uint8)
+    np.savez(tmp_path / "cifar10.npz", test_images=images, test_labels=np.arange(3))
+    found = load_data("cifar10", "test", data_root=tmp_path)
+    assert found.x.shape == (3, 3, 32, 32)
+    assert (found.x == 7).all()
+    with pytest.raises(UserError, match=r"expected train_images and train_labels in .*cifar10\.npz, found test_images"):
+        load_data("cifar10", "train", data_root=tmp_path)
+    official = tmp_path / "official"
+    official.mkdir()
+    (official / "cifar-10-python.tar.gz").write_bytes(archive)
+    load_data("cifar10", "test", data_root=official)  # unpacks it
+    np.savez(official / "cifar10.npz", test_images=images, test_labels=np.arange(3))
+    assert load_data("cifar10", "test", data_root=official).x.tobytes() == PIXELS[25:30].tobytes()

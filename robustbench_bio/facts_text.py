@@ -1,0 +1,96 @@
+"""How the facts of `biorobust show` read in a terminal."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+#: With more layers of neurons than this a person reads the lowest and highest firing rate only.
+MOST_RATES = 12
+
+
+def text(field: str, value: Any) -> str:
+    """Return a fact as a person reads it."""
+    if isinstance(value, str):
+        return value
+    if field in _TEXTS:
+        return _TEXTS[field](value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return f"{value:,}" if whole else json.dumps(value, ensure_ascii=False)
+
+
+def _variance_text(found: dict[str, Any]) -> str:
+    def both(key: str) -> str:
+        values = {side: (found[side] or {}).get(key) for side in ("rule", "exact")}
+        return ", ".join(f"{side} {'none' if value is None else f'{value:.3g}'}" for side, value in values.items())
+
+    return f"noise over signal: {both('relative')}\nper weight: {both('per_weight')}\n({found['weights']:,} weights)"
+
+
+def _rates_text(found: dict[str, Any]) -> str:
+    rates = {layer: f"{layer} {100 * rate:.1f}" for layer, rate in found["layers"].items()}
+    if len(rates) > MOST_RATES:
+        low, high = (end(found["layers"], key=found["layers"].__getitem__) for end in (min, max))
+        each = f"of {len(rates)} layers between {rates[low]} and {rates[high]}"
+    else:
+        each = ", ".join(rates.values())
+    return f"{100 * found['mean']:.1f} % ({found['how']})\nby layer, %: {each}"
+
+
+def _operations_text(found: dict[str, Any]) -> str:
+    again = f" ({found['repeated_macs']:,.0f} of them repeat the first time step)" if found["repeated_macs"] else ""
+    return f"{found['accumulates']:,.0f} accumulates, {found['macs']:,.0f} MACs{again}\n({found['how']})"
+
+
+def _spiking_energy_text(found: dict[str, Any]) -> str:
+    share = found["picojoules"] / found["relu_picojoules"]
+    kept = found["picojoules"] - found["repeated_picojoules"]
+    once = f"; {kept:,.0f} pJ if a still image's first layers are computed once" if found["repeated_picojoules"] else ""
+    return (
+        f"{found['picojoules']:,.0f} pJ, {share:.2f} of the {found['relu_picojoules']:,.0f} pJ of one pass with ReLU "
+        f"instead of spikes{once}\n({found['how']})"
+    )
+
+
+#: How the facts that are more than a text or a number read.
+_TEXTS: dict[str, Callable[[Any], str]] = {
+    "held-out accuracy": lambda share: f"{100 * share:.1f} %",
+    "energy per inference": lambda energy: f"{energy['picojoules']:,.0f} pJ ({energy['how']})",
+    "percent of weights": lambda shares: ", ".join(f"{rule} {share:.1f}" for rule, share in shares.items()),
+    "feedback memory": lambda memory: f"{memory['bytes']:,} bytes ({memory['how']})",
+    "gradients measured on": "first {examples} of {split}, variance on {batches} batches of {batch_size}".format_map,
+    "gradient variance": _variance_text,
+    "spikes measured on": "first {examples} of {split}, {steps} time steps".format_map,
+    "firing rate": _rates_text,
+    "spikes per example": "{spikes:,.0f}, from {neurons:,} neurons".format_map,
+    "synaptic operations per example": _operations_text,
+    "energy with spikes": _spiking_energy_text,
+}
+
+
+def layer_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return one row per layer: how B lies to W, and the gradient that it learns from to the exact one."""
+    notes = ["angles in degrees; dW: the gradient that the layer learns from against the exact one"]
+    notes += dict.fromkeys(f"–: {reason}" for row in rows for reason in row["reasons"])
+    table = Table(caption="\n".join(notes), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("rule", no_wrap=True)
+    for name in ("weights", "B to W", "‖B‖/‖W‖", "dW"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        ratio = row["weight_ratio"]
+        table.add_row(
+            row["layer"],
+            row["rule"],
+            f"{row['weights']:,}",
+            _degrees(row["angle"]),
+            "–" if ratio is None else f"{ratio:.2f}",
+            _degrees(row.get("gradient_angle")),
+        )
+    return table
+
+
+def _degrees(angle: float | None) -> str:
+    return "–" if angle is None else f"{angle:.1f}"
