@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: eval test test-fast lint zoo-digits benchmarks clean
+.PHONY: eval test test-fast lint zoo-digits zoo-cifar10 benchmarks clean
 
 eval: $(READY)
 	$(BIN)/biorobust eval --model bionas-darts --attack pgd
@@ -22,9 +22,18 @@ lint: $(READY)
 
 # Train every network of the zoo anew from the recipe in its card; about 20 minutes on two cores.
 zoo-digits: $(READY)
-	for card in models/*.toml; do \
+	for card in $$(grep -l '^\[datasets.digits.recipe\]' models/*.toml); do \
 	  $(BIN)/biorobust train --model $$(basename $$card .toml) --dataset digits --to-zoo || exit 1; \
 	done
+
+# Train the zoo's networks for CIFAR-10 on a GPU, all at once, from the recipes in their cards; after MINUTES they stop,
+# and the same call continues. On an H200 that all 13 shared, a step took 0.1 s (ResNet-20) or 0.25 s (cells).
+MINUTES ?= 30
+zoo-cifar10: $(READY)
+	for card in $$(grep -l '^\[datasets.cifar10.recipe\]' models/*.toml); do \
+	  OMP_NUM_THREADS=1 $(BIN)/biorobust train --model $$(basename $$card .toml) --dataset cifar10 --device cuda \
+	    --max-minutes $(MINUTES) --to-zoo & \
+	done; wait
 
 benchmarks: $(READY)
 	$(BIN)/python benchmarks/startup.py

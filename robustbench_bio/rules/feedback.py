@@ -156,6 +156,8 @@ class BatchRandomMagnitudeFeedback(FeedbackRule):
     def _drawn(self) -> Tensor:
         draw = Draw(self._seed, self._layer_name, self.options)
         magnitude = draw.uniform(self.magnitude.shape, self._bound, f"brsf {self._count} {self._forwards}").abs()
+        if self.magnitude.is_cuda:  # from pinned memory a copy waits for nothing, from other memory each takes its turn
+            magnitude = magnitude.pin_memory()
         return magnitude.to(self.magnitude, non_blocking=True)
 
 
