@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustbench_bio.attacks import Oracle
 from robustbench_bio.attacks.pgd import PGD
 from robustbench_bio.attacks.tpgd import TPGD, divergence
+from robustbench_bio.augmentation import augment
 from robustbench_bio.cards import Adversary, Recipe
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.errors import UserError
@@ -368,30 +369,6 @@ def split(y: np.ndarray[Any, np.dtype[np.int64]], fraction: float, seed: int) ->
     mask = torch.zeros(len(y), dtype=torch.bool)
     mask[held] = True
     return (~mask).nonzero().flatten(), mask.nonzero().flatten()
-
-
-def augment(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Shift, flip and cut out as the recipe says: x [N, C, H, W] in [0, 1] → the same shape and range."""
-    n, _, height, width = x.shape
-    if recipe.crop:
-        padded = F.pad(x, [recipe.crop] * 4)
-        shift = torch.randint(2 * recipe.crop + 1, (2, n), generator=generator).to(x.device)
-        rows = (shift[0, :, None] + torch.arange(height, device=x.device))[:, None, :, None]
-        columns = (shift[1, :, None] + torch.arange(width, device=x.device))[:, None, None, :]
-        here = torch.arange(n, device=x.device)[:, None, None, None]
-        channels = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-        x = padded[here, channels, rows, columns]
-    if recipe.flip:
-        mirrored = (torch.rand(n, generator=generator) < 0.5).to(x.device)
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-    if recipe.cutout:
-        centre = torch.rand(2, n, generator=generator).to(x.device)
-        y_off = torch.arange(height, device=x.device) - (centre[0, :, None] * height).floor()
-        x_off = torch.arange(width, device=x.device) - (centre[1, :, None] * width).floor()
-        half = recipe.cutout / 2
-        y_in, x_in = ((-half <= offset) & (offset < half) for offset in (y_off, x_off))
-        x = x.masked_fill((y_in[:, :, None] & x_in[:, None, :])[:, None], 0.0)
-    return x
 
 
 @torch.no_grad()

@@ -12,12 +12,13 @@ from torch import Tensor
 import robustbench_bio as rb
 from robustbench_bio import report, runs, zoo
 from robustbench_bio import train as training
+from robustbench_bio.augmentation import augment
 from robustbench_bio.cards import Adversary, ModelCard, Recipe, TrainedNet
 from robustbench_bio.datasets import Examples, load_data, open_dataset
 from robustbench_bio.errors import UserError
 from robustbench_bio.nets import Net
 from robustbench_bio.rng import ExampleRng
-from robustbench_bio.train import Training, accuracy, augment, learning_rate, split, train
+from robustbench_bio.train import Training, accuracy, learning_rate, split, train
 
 CELLS: dict[str, Any] = {"name": "cells", "genotype": "biodarts", "channels": 2, "layers": 3}
 MLP: dict[str, Any] = {"name": "mlp", "hidden": [12]}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustbench_bio import rules, train
 from robustbench_bio.attacks.base import at_least
+from robustbench_bio.augmentation import augment
 from robustbench_bio.cards import Recipe
 from robustbench_bio.errors import UserError
 from robustbench_bio.rng import torch_generator
@@ -194,7 +195,7 @@ class SupernetSearch(ABC, Generic[E]):
     def fit_batch(self) -> tuple[Tensor, Tensor]:
         """Return the augmented batch that weights learn from in the present step."""
         x, y = self.batch(self.fit, "order", self.engine.batch_size)
-        return train.augment(x, self._augmentation, torch_generator(self.task.seed, "augment", self.step)), y
+        return augment(x, self._augmentation, torch_generator(self.task.seed, "augment", self.step)), y
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Return the context of forward and backward passes."""
