@@ -183,7 +183,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shown = (views.percent, views.bounds, views.threat, views.text, views.magnified, views.rules_of)
+    shown = (views.percent, views.bounds, views.threat, views.text, views.magnified, views.followed, views.rules_of)
     environment.filters.update({function.__name__: function for function in shown})
     environment.filters["reference_address"] = views.reference_address
     environment.globals.update(bar=pictures.bar, bar_axis=pictures.bar_axis)

@@ -266,6 +266,12 @@ def magnified(gallery: Gallery) -> str:
     return f"{127 / (255 * gallery.eps):.3g}"
 
 
+def followed(entry: Entry) -> str:
+    """Return what the gallery's attack followed: the exact, or for a network with thresholds a surrogate."""
+    soft = any(measured.spec.gradient.startswith("surrogate:") for measured in entry.measurements)
+    return "a surrogate" if soft else "the exact"
+
+
 def text(value: Any) -> str:
     """Return a value of a card or a fact as a person reads it."""
     if value is None or value in ("", [], {}):
