@@ -205,8 +205,7 @@ def test_what_spikes_cost_is_shown(
     assert energy["picojoules"] < energy["relu_picojoules"] < facts["energy per inference"]["picojoules"]
     assert "as if every synapse multiplied" in facts["energy per inference"]["how"]
     if model == "bp-spiking-resnet":
-        monkeypatch.setenv("COLUMNS", "200")
-        text = shown(capsys, monkeypatch, model)
+        text = " ".join(shown(capsys, monkeypatch, model).replace("│", " ").split())  # cells wrap in narrow terminals
         assert f"{100 * found.rate:.1f} % (share of neurons × time steps that spike)" in text
         assert re.search(rf"stages.0.0.lif1 {100 * found.neurons[0].rate:.1f}, stages.0.0.lif2", text)
         assert f"{energy['picojoules']:,.0f} pJ, " in text

@@ -224,10 +224,11 @@ class _Column(NamedTuple):
 
 def _columns(entries: dict[Path, Entry], files: Sequence[Path], rng: random.Random) -> list[_Column]:
     """Return the measurements of all entries; in each, one lot of every entry comes before a second of any."""
-    places: dict[str, dict[Path, int]] = {}
+    places: dict[tuple[str, str], dict[Path, int]] = {}
     for file in files:
         for place, measured in enumerate(entries[file].measurements):
-            places.setdefault(named(measured.spec), {})[file] = place
+            asked = named(measured.spec), str(sorted(measured.spec.params.items()))
+            places.setdefault(asked, {})[file] = place
     columns = []
     for where in places.values():
         price = max(_price(entries[file].measurements[place].spec) for file, place in where.items())
