@@ -19,6 +19,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Train every network of the zoo anew from the recipe in its card; about 20 minutes on two cores.
 zoo-digits: $(READY)

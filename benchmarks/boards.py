@@ -12,9 +12,9 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from robustbench_bio.boards.folders import Folders
-from robustbench_bio.boards.regress import WORST, Limits, Pair, judged
-from robustbench_bio.boards.verify import verify
+from robustbench_bio.leaderboard.folders import Folders
+from robustbench_bio.leaderboard.regress import WORST, Limits, Pair, judged
+from robustbench_bio.leaderboard.verify import verify
 
 #: (points that the first of ten networks drops, share of all examples that change sides by chance).
 CASES = ((0, 0.0), (5, 0.0), (0, 0.02), (5, 0.02), (0, 0.05), (5, 0.05), (0, 0.1), (5, 0.1))

@@ -32,8 +32,9 @@ def reference(options: argparse.Namespace, n: int) -> tuple[Any, Any, Any]:
     """Return the reference ResNet-20 and the first n exact CIFAR-10 test images with labels."""
     import torch
 
-    from robustbench_bio import load_data, nets, zoo
+    from robustbench_bio import load_data, nets
     from robustbench_bio.nets.base import Inputs
+    from robustbench_bio.zoo import loading as zoo
 
     torch.set_num_threads(options.threads)
     inputs = Inputs((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

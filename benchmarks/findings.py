@@ -69,8 +69,9 @@ def run(job: Job) -> dict[str, Any]:
     asked = asdict(job) | {"out": "", "data_root": ""}
     if found.exists() and (kept := json.loads(found.read_text()))["job"] == asked:
         return kept  # type: ignore[no-any-return]
-    from robustbench_bio import recipes, runs
-    from robustbench_bio.store import write_atomically
+    from robustbench_bio.core.files import write_atomically
+    from robustbench_bio.training import run as runs
+    from robustbench_bio.zoo import card_options as recipes
 
     started = time.perf_counter()
     cells, rule = ARMS[job.arm]
@@ -90,10 +91,11 @@ def run(job: Job) -> dict[str, Any]:
 
 def genotype(job: Job, cells: str) -> str:
     """Return the name or file of the cells of a job: published, found by a search, or drawn from the same space."""
-    from robustbench_bio import catalog, searches
-    from robustbench_bio.rng import torch_generator
-    from robustbench_bio.search.space import draw_genotype
-    from robustbench_bio.store import write_atomically
+    from robustbench_bio.core.files import write_atomically
+    from robustbench_bio.core.rng import torch_generator
+    from robustbench_bio.search import run as searches
+    from robustbench_bio.search.cells import draw_genotype
+    from robustbench_bio.zoo import catalog
 
     if cells == "searched":
         root = None if job.data_root is None else Path(job.data_root)
@@ -113,8 +115,8 @@ def measured(job: Job, net: Any, root: Path | None) -> dict[str, float]:
     import torch
 
     from robustbench_bio import evaluate, load_data
-    from robustbench_bio.measures import gradient_variance
-    from robustbench_bio.records import parse_eps
+    from robustbench_bio.records.threat import parse_eps
+    from robustbench_bio.zoo.measures import gradient_variance
 
     data = load_data(job.dataset, "test", data_root=root)
     few = tuple(part[: job.n_attack] for part in data)

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from robustbench_bio.threat import Norm
+    from robustbench_bio.records.threat import Norm
 
 #: A library's attack, ready to go: x, y → x_adv.
 Run = Callable[[Any, Any], Any]

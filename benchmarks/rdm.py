@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from robustbench_bio.rng import torch_generator
-from robustbench_bio.search import rdm
+from robustbench_bio.core.rng import torch_generator
+from robustbench_bio.search.motifs import rdm
 
 #: Name → dissimilarity of two rows.
 PAIRS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

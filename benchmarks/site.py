@@ -52,7 +52,7 @@ def boards(entries: int, boards: int, n: int) -> dict[str, Any]:
     sys.path.insert(0, str(ROOT / "tests"))
     from test_site import board, card_of, entry, gallery_of
 
-    from robustbench_bio import catalog
+    from robustbench_bio.zoo import catalog
 
     cells, shape = catalog.genotype("biodarts"), (3, 32, 32)
     gallery = gallery_of(shape, n=16)
@@ -95,7 +95,7 @@ def main() -> None:
     for name, value in (("--entries", 500), ("--boards", 5), ("--n", 1000)):
         parser.add_argument(name, type=int, default=value)
     options = parser.parse_args()
-    from robustbench_bio.boards import site
+    from robustbench_bio.report import site
 
     made = boards(options.entries, options.boards, options.n)
     with tempfile.TemporaryDirectory() as folder:

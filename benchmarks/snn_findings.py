@@ -41,7 +41,7 @@ class Setup:
 
 def kept(folder: Path, name: str, asked: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return what `work` returns, or what it returned before to the same question."""
-    from robustbench_bio.store import write_atomically
+    from robustbench_bio.core.files import write_atomically
 
     path = folder / f"{name}.json"
     if path.exists() and (found := json.loads(path.read_text()))["asked"] == asked:
@@ -56,7 +56,7 @@ def kept(folder: Path, name: str, asked: dict[str, Any], work: Callable[[], dict
 
 def task(setup: Setup, fitness: str, seed: int) -> Any:
     """Return a task of the search, as the command line would make it."""
-    from robustbench_bio import searches
+    from robustbench_bio.search import run as searches
 
     order = searches.Order(
         space="mse-nas", engine="mse-nas", dataset=setup.dataset, fitness=fitness, seed=seed, workers=1,
@@ -67,9 +67,9 @@ def task(setup: Setup, fitness: str, seed: int) -> Any:
 
 def random_genotypes(setup: Setup, count: int, seed: int) -> list[Any]:
     """Return genotypes drawn uniformly from the genomes."""
-    from robustbench_bio import catalog
-    from robustbench_bio.rng import torch_generator
-    from robustbench_bio.search.genome import GenomeCode
+    from robustbench_bio.core.rng import torch_generator
+    from robustbench_bio.search.motifs.genome import GenomeCode
+    from robustbench_bio.zoo import catalog
 
     code = GenomeCode(catalog.space("mse-nas"), setup.layers)  # type: ignore[arg-type]
     seeds = torch_generator("snn findings", seed).initial_seed()
@@ -79,8 +79,8 @@ def random_genotypes(setup: Setup, count: int, seed: int) -> list[Any]:
 
 def scored(setup: Setup, genotype: Any, fitness: str, seed: int) -> dict[str, float]:
     """Return the scores of one genotype as the engine mse-nas would."""
+    from robustbench_bio.search.engines.mse_nas import MseNas
     from robustbench_bio.search.executor import Local
-    from robustbench_bio.search.mse_nas import MseNas
 
     engine = MseNas(steps=setup.steps, lr=setup.lr, epochs=setup.epochs)
     work = engine.work(task(setup, fitness, seed))
@@ -119,7 +119,7 @@ def predict(setup: Setup, count: int, folder: Path) -> None:
 
 def evolve(setup: Setup, seeds: int, population: int, generations: int, folder: Path) -> None:
     """Answer the second question."""
-    from robustbench_bio.search.mse_nas import MseNas
+    from robustbench_bio.search.engines.mse_nas import MseNas
 
     trained = f"trained:{setup.epochs}"
 
@@ -170,7 +170,7 @@ def operations(net: Any, x: Any) -> dict[str, float]:
 
 def energy(setup: Setup, count: int, folder: Path) -> None:
     """Answer the third question."""
-    from robustbench_bio.nets.measure import spiking_picojoules
+    from robustbench_bio.nets.cost import spiking_picojoules
 
     table = Table(title=f"The same weights with spikes (T = {setup.steps}) and with ReLU, each trained "
                         f"{setup.epochs} epochs; means of {count} random genomes")  # fmt: skip
@@ -190,8 +190,9 @@ def energy(setup: Setup, count: int, folder: Path) -> None:
 
 
 def _trained(setup: Setup, genotype: Any, neurons: str) -> dict[str, float]:
-    from robustbench_bio import nets, rules, train
-    from robustbench_bio.search.mse_nas import MseNas
+    from robustbench_bio import nets, rules
+    from robustbench_bio.search.engines.mse_nas import MseNas
+    from robustbench_bio.training import loop as train
 
     engine = MseNas(steps=setup.steps, lr=setup.lr)
     work = engine.work(task(setup, f"trained:{setup.epochs}", 0))

@@ -24,10 +24,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from robustbench_bio import catalog, rules
+from robustbench_bio import rules
+from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.nets import Inputs
-from robustbench_bio.rng import torch_generator
-from robustbench_bio.search.supernet import SearchCell, Supernet
+from robustbench_bio.search.supernet.supernet import SearchCell, Supernet
+from robustbench_bio.zoo import catalog
 
 WAYS = ("fast", "plain", "plain, channels last")
 BATCH = 64

@@ -11,27 +11,27 @@ result.robust_accuracy, result.ci95, result.outcomes
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from robustbench_bio.api import load_data
-    from robustbench_bio.diagnosis import diagnose
-    from robustbench_bio.errors import UserError
-    from robustbench_bio.evaluation import evaluate
-    from robustbench_bio.judge import AttackViolation
-    from robustbench_bio.store import Store
-    from robustbench_bio.zoo import load_model
+from robustbench_bio.core.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from robustbench_bio.core.errors import UserError
+    from robustbench_bio.datasets.tensors import load_data
+    from robustbench_bio.diagnosis.diagnose import diagnose
+    from robustbench_bio.evaluation.evaluate import evaluate
+    from robustbench_bio.evaluation.judge import AttackViolation
+    from robustbench_bio.evaluation.store import Store
+    from robustbench_bio.zoo.loading import load_model
 
 __all__ = ["AttackViolation", "Store", "UserError", "__version__", "diagnose", "evaluate", "load_data", "load_model"]
 
 _WHERE = {
-    "AttackViolation": "judge",
-    "Store": "store",
-    "UserError": "errors",
-    "diagnose": "diagnosis",
-    "evaluate": "evaluation",
-    "load_data": "api",
-    "load_model": "zoo",
+    "AttackViolation": "evaluation.judge",
+    "Store": "evaluation.store",
+    "UserError": "core.errors",
+    "diagnose": "diagnosis.diagnose",
+    "evaluate": "evaluation.evaluate",
+    "load_data": "datasets.tensors",
+    "load_model": "zoo.loading",
 }
 
 

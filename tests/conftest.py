@@ -49,8 +49,8 @@ def reference_resnet20() -> Path:
 @pytest.fixture(scope="session")
 def trained_card(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Card file of a small network that learnt the digits by fa for two epochs, its weights beside it."""
-    from robustbench_bio import runs
-    from robustbench_bio.cards import ModelCard, Recipe, TrainedNet
+    from robustbench_bio.records.card import ModelCard, Recipe, TrainedNet
+    from robustbench_bio.training import run as runs
 
     entry = TrainedNet(recipe=Recipe(epochs=2, batch_size=32), seed=3)
     net = {"name": "mlp", "hidden": [32]}

@@ -14,13 +14,13 @@ from typing import NamedTuple, NoReturn
 import pytest
 import torch
 
-from robustbench_bio import cli
-from robustbench_bio.attacks import ATTACKS, Oracle
-from robustbench_bio.backends import BACKENDS
-from robustbench_bio.presets import AttackPreset
+from robustbench_bio.attacks import ATTACKS, WhiteBoxModel
+from robustbench_bio.attacks.external import BACKENDS
+from robustbench_bio.cli import app as cli
+from robustbench_bio.nets.surrogates import SURROGATES
+from robustbench_bio.records.preset import AttackPreset
+from robustbench_bio.records.space import Space
 from robustbench_bio.search.base import ENGINES
-from robustbench_bio.search.space import Space
-from robustbench_bio.surrogates import SURROGATES
 
 ROOT = Path(__file__).resolve().parents[1]
 OWN, ADDING, README = ROOT / "docs" / "own.md", ROOT / "docs" / "adding.md", ROOT / "README.md"
@@ -189,24 +189,24 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
 
 def test_adding_names_what_an_attack_may_ask() -> None:
     shown = set(re.findall(r"`model\.(\w+)\(", ADDING.read_text()))
-    public = {name for name, value in vars(Oracle).items() if callable(value) and not name.startswith("_")}
+    public = {name for name, value in vars(WhiteBoxModel).items() if callable(value) and not name.startswith("_")}
     assert shown == public
 
 
 def test_adding_names_things_that_are_there() -> None:
     text = ADDING.read_text()
     for path, names in {
-        "surrogates.py": ["SURROGATES"],
-        "backends/base.py": ["Backend", "Cell", "Job", "fixed"],
+        "nets/surrogates.py": ["SURROGATES"],
+        "attacks/external/base.py": ["Backend", "Cell", "Job", "fixed"],
         "rules/base.py": ["Rule"],
         "rules/feedback.py": ["FeedbackRule"],
         "rules/hebbian.py": ["Hebbian"],
-        "genotype.py": ["SUFFIXES", "RULED_OPERATIONS", "PLAIN_OPERATIONS"],
+        "records/genotype.py": ["SUFFIXES", "RULED_OPERATIONS", "PLAIN_OPERATIONS"],
         "nets/operations.py": ["_BUILDERS"],
         "datasets/base.py": ["Dataset"],
         "nets/base.py": ["Net"],
         "search/base.py": ["ENGINES", "Engine", "small"],
-        "search/candidates.py": ["CandidateEngine", "propose"],
+        "search/candidate_engine.py": ["CandidateEngine", "propose"],
     }.items():
         source = (ROOT / "robustbench_bio" / path).read_text()
         for name in names:

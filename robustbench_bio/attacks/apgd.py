@@ -8,12 +8,12 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from robustbench_bio.attacks.access.white_box import AttackLoss, WhiteBoxModel
+from robustbench_bio.attacks.apgd_run import Climb, belong, climb
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.climb import Climb, belong, climb
 from robustbench_bio.attacks.losses import cross_entropy, dlr_if_possible, likely_targets, targeted_dlr_if_possible
-from robustbench_bio.attacks.oracle import AttackLoss, Oracle
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 #: Values of one example's walks that are walked at once: all nine of AutoAttack's for images of 32 × 32 pixels.
 TOGETHER = 9 * 3 * 32 * 32
@@ -80,11 +80,11 @@ class _AutoPGD(Attack):
         at_least(steps=(self.steps, 1), restarts=(self.restarts, 1), rho=(self.rho, 0))
 
     @abstractmethod
-    def _goals(self, model: Oracle, x: Tensor, y: Tensor) -> tuple[list[_Goal], int]:
+    def _goals(self, model: WhiteBoxModel, x: Tensor, y: Tensor) -> tuple[list[_Goal], int]:
         """Return what to climb, one after the other, and the queries spent per example to find out."""
 
     @final
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         goals, spent = self._goals(model, x, y)
         best = Proposal(x.clone(), torch.full_like(y, spent), torch.zeros_like(y))
         alive = torch.arange(len(y), device=y.device)
@@ -111,7 +111,7 @@ class _AutoPGD(Attack):
         return best
 
     def _walk(
-        self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, start: Tensor, goal: _Goal, owner: Tensor
+        self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, start: Tensor, goal: _Goal, owner: Tensor
     ) -> Climb:
         if threat.norm == "l1":
             return self._shrinking(model, x, y, threat, start, goal, owner)
@@ -121,7 +121,7 @@ class _AutoPGD(Attack):
         )  # fmt: skip
 
     def _shrinking(
-        self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, start: Tensor, goal: _Goal, owner: Tensor
+        self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, start: Tensor, goal: _Goal, owner: Tensor
     ) -> Climb:
         """Walk in balls that shrink to the threat's, each from the best point of the one before (2021, sec. 3.3)."""
         balls = [Threat("l1", factor * threat.eps, threat.bounds) for factor, _ in SHRINKING]
@@ -162,7 +162,7 @@ class APGDCE(_AutoPGD):
         early_exit: False walks all steps and proposes the point of highest loss of the last walk.
     """
 
-    def _goals(self, model: Oracle, x: Tensor, y: Tensor) -> tuple[list[_Goal], int]:
+    def _goals(self, model: WhiteBoxModel, x: Tensor, y: Tensor) -> tuple[list[_Goal], int]:
         del model, x
         return [_Goal(cross_entropy, y)], 0
 
@@ -180,7 +180,7 @@ class APGDDLR(_AutoPGD):
         early_exit: False walks all steps and proposes the point of highest loss of the last walk.
     """
 
-    def _goals(self, model: Oracle, x: Tensor, y: Tensor) -> tuple[list[_Goal], int]:
+    def _goals(self, model: WhiteBoxModel, x: Tensor, y: Tensor) -> tuple[list[_Goal], int]:
         del x
         return [_Goal(dlr_if_possible(model), y)], 0
 
@@ -208,7 +208,7 @@ class APGDTargeted(_AutoPGD):
         super().__post_init__()
         at_least(targets=(self.targets, 1))
 
-    def _goals(self, model: Oracle, x: Tensor, y: Tensor) -> tuple[list[_Goal], int]:
+    def _goals(self, model: WhiteBoxModel, x: Tensor, y: Tensor) -> tuple[list[_Goal], int]:
         loss = targeted_dlr_if_possible(model)
         likely = likely_targets(model, x, y, self.targets)
         return [_Goal(loss, torch.stack([y, target], 1)) for target in likely.unbind(1)], 1

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
 from robustbench_bio.attacks.losses import notice
-from robustbench_bio.attacks.oracle import Oracle
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 
 @final
@@ -37,7 +37,7 @@ class AutoAttack(Attack):
     def __post_init__(self) -> None:
         at_least(steps=(self.steps, 1), queries=(self.queries, 1))
 
-    def _members(self, model: Oracle, norm: Norm) -> list[tuple[str, Attack]]:
+    def _members(self, model: WhiteBoxModel, norm: Norm) -> list[tuple[str, Attack]]:
         sparse = norm == "l1"
         settings: dict[str, dict[str, Any]] = {
             "apgd-ce": {"steps": self.steps, "restarts": 5 if sparse else 1},
@@ -54,7 +54,7 @@ class AutoAttack(Attack):
                 notice(model, f"autoattack without {name}, which does not serve {norm}")
         return members
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
         alive = torch.arange(len(y), device=y.device)
         for number, (name, member) in enumerate(self._members(model, threat.norm)):

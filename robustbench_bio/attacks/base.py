@@ -2,15 +2,16 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
 
 from torch import Tensor
 
-from robustbench_bio.attacks.oracle import Oracle
-from robustbench_bio.errors import UserError
-from robustbench_bio.registry import Registry, unknown
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import Registry, unknown
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 
 class Proposal(NamedTuple):
@@ -42,7 +43,7 @@ class Attack(ABC):
     white_box: ClassVar[bool] = True
 
     @abstractmethod
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         """Propose a perturbation for every example; all arrive correctly classified.
 
         Args:
@@ -52,6 +53,11 @@ class Attack(ABC):
             threat: what is allowed.
             rng: one stream per example; the only source of randomness.
         """
+
+    def with_networks(self, load: Callable[[str, str], Any]) -> Self:
+        """Return the attack with the networks that it names; `load` takes (id or path of a card, data set)."""
+        del load
+        return self
 
     @property
     def params(self) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.apgd import border_start, together
+from robustbench_bio.attacks.apgd_run import belong
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.climb import belong
 from robustbench_bio.attacks.losses import likely_targets, targeted_margin
-from robustbench_bio.attacks.oracle import Oracle
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 
 def onto_hyperplane(point: Tensor, w: Tensor, rise: Tensor, norm: Norm, bounds: tuple[float, float]) -> Tensor:
@@ -110,7 +110,7 @@ class _Boundary(Attack):
         at_least(steps=(self.steps, 1), restarts=(self.restarts, 1), targets=(self.targets, 1), eta=(self.eta, 1))
 
     def _search(
-        self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng, *, enough: float
+        self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng, *, enough: float
     ) -> _Search:
         """Look for the smallest perturbation; an example is left alone once one of size <= enough is known."""
         likely = likely_targets(model, x, y, self.targets)
@@ -135,7 +135,7 @@ class _Boundary(Attack):
 
     def _walk(
         self,
-        model: Oracle,
+        model: WhiteBoxModel,
         x: Tensor,
         pair: Tensor,
         threat: Threat,
@@ -213,7 +213,7 @@ class FABTargeted(_Boundary):
         beta: how far it goes back towards x after crossing it, as a share of the way from x.
     """
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         return _within(self._search(model, x, y, threat, rng, enough=threat.eps), x, threat)
 
 
@@ -239,7 +239,7 @@ class MinNorm(_Boundary):
 
     halvings: int = 10
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         found = self._search(model, x, y, threat, rng, enough=0.0)
         rows = found.size.isfinite().nonzero().flatten()
         low, high = torch.zeros_like(found.size[rows]), torch.ones_like(found.size[rows])

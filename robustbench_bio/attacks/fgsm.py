@@ -5,12 +5,12 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal
 from robustbench_bio.attacks.losses import cross_entropy
-from robustbench_bio.attacks.oracle import Oracle
 from robustbench_bio.attacks.pgd import ascend
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 
 @final
@@ -24,6 +24,6 @@ class FGSM(Attack):
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         del rng
         return ascend(model, x, y, threat, x, steps=1, step_size=threat.eps, loss=cross_entropy)

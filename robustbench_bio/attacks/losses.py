@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_bio.attacks.oracle import AttackLoss, Oracle, margin
+from robustbench_bio.attacks.access.white_box import AttackLoss, WhiteBoxModel, margin
 
 __all__ = [
     "cross_entropy", "dlr", "dlr_if_possible", "likely_targets", "margin", "notice", "targeted_dlr",
@@ -38,17 +38,17 @@ def targeted_dlr(logits: Tensor, pair: Tensor) -> Tensor:
     return targeted_margin(logits, pair) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-def dlr_if_possible(model: Oracle) -> AttackLoss:
+def dlr_if_possible(model: WhiteBoxModel) -> AttackLoss:
     """Return `dlr`, or `margin` with a notice on networks of two classes, where there is no third logit."""
     return _with_enough_classes(model, dlr, margin, 3)
 
 
-def targeted_dlr_if_possible(model: Oracle) -> AttackLoss:
+def targeted_dlr_if_possible(model: WhiteBoxModel) -> AttackLoss:
     """Return `targeted_dlr`, or `targeted_margin` with a notice on networks of fewer than four classes."""
     return _with_enough_classes(model, targeted_dlr, targeted_margin, 4)
 
 
-def likely_targets(model: Oracle, x: Tensor, y: Tensor, targets: int) -> Tensor:
+def likely_targets(model: WhiteBoxModel, x: Tensor, y: Tensor, targets: int) -> Tensor:
     """Return the most likely wrong classes in falling order: int64 [n, min(targets, K − 1)]; costs one query each."""
     logits = model.logits(x)
     wrong = logits.shape[1] - 1
@@ -57,13 +57,13 @@ def likely_targets(model: Oracle, x: Tensor, y: Tensor, targets: int) -> Tensor:
     return _others(logits, y).topk(min(targets, wrong), dim=1).indices
 
 
-def notice(model: Oracle, text: str) -> None:
+def notice(model: WhiteBoxModel, text: str) -> None:
     """Tell the reader of the result once."""
     if text not in model.notices:
         model.notices.append(text)
 
 
-def _with_enough_classes(model: Oracle, ratio: AttackLoss, difference: AttackLoss, needed: int) -> AttackLoss:
+def _with_enough_classes(model: WhiteBoxModel, ratio: AttackLoss, difference: AttackLoss, needed: int) -> AttackLoss:
     def loss(logits: Tensor, against: Tensor) -> Tensor:
         classes = logits.shape[1]
         if classes >= needed:

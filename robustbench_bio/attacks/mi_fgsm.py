@@ -6,12 +6,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
 from robustbench_bio.attacks.losses import cross_entropy
-from robustbench_bio.attacks.oracle import Oracle
 from robustbench_bio.attacks.pgd import ascend
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 
 @final
@@ -40,7 +40,7 @@ class MIFGSM(Attack):
     def __post_init__(self) -> None:
         at_least(steps=(self.steps, 1), step_size=(self.step_size, 0), decay=(self.decay, 0))
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         del rng
         momentum = torch.zeros_like(x)
 

@@ -6,10 +6,10 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.oracle import Oracle
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 
 @final
@@ -30,7 +30,7 @@ class Noise(Attack):
     def __post_init__(self) -> None:
         at_least(queries=(self.queries, 1))
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         found = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
         alive = torch.arange(len(y), device=y.device)
         for _ in range(self.queries):

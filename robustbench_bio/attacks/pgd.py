@@ -7,15 +7,15 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from robustbench_bio.attacks.access.white_box import AttackLoss, WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
 from robustbench_bio.attacks.losses import cross_entropy
-from robustbench_bio.attacks.oracle import AttackLoss, Oracle
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 
 def ascend(
-    model: Oracle,
+    model: WhiteBoxModel,
     x: Tensor,
     y: Tensor,
     threat: Threat,
@@ -105,7 +105,7 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         at_least(steps=(self.steps, 1), restarts=(self.restarts, 1), step_size=(self.step_size, 0))
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         step_size = 2.5 * threat.eps / self.steps if self.step_size is None else self.step_size
         best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
         alive = torch.arange(len(y), device=y.device)

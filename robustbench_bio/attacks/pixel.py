@@ -7,11 +7,11 @@ from typing import ClassVar, Literal, Self, final
 import torch
 from torch import Tensor
 
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
 from robustbench_bio.attacks.losses import margin
-from robustbench_bio.attacks.oracle import Oracle
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 #: Input values of the members that are painted at once (8 MiB).
 VALUES_AT_ONCE = 2**21
@@ -61,7 +61,7 @@ class OnePixel(Attack):
     def brief(self) -> Self:
         return dataclasses.replace(self, population=SMALLEST_POPULATION, generations=1)
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         found = Proposal(x.clone(), torch.full_like(y, self.population), torch.zeros_like(y))
         alive = torch.arange(len(y), device=y.device)
         members = rng.uniform((self.population, int(threat.eps), 2 + x.shape[1]), x)
@@ -107,7 +107,7 @@ def _others(u: Tensor) -> Tensor:
     return taken[..., 1:]
 
 
-def _fitness(model: Oracle, x: Tensor, y: Tensor, members: Tensor, threat: Threat) -> Tensor:
+def _fitness(model: WhiteBoxModel, x: Tensor, y: Tensor, members: Tensor, threat: Threat) -> Tensor:
     """Return how far a wrong class leads for every member [n, P], `FOOLED` where the network errs."""
     n, size = members.shape[:2]
     parts = []

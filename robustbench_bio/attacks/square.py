@@ -10,11 +10,11 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
 from robustbench_bio.attacks.losses import margin
-from robustbench_bio.attacks.oracle import Oracle
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 #: The share of changed pixels halves after each of these queries, out of 10000.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -54,7 +54,7 @@ class Square(Attack):
     def __post_init__(self) -> None:
         at_least(queries=(self.queries, 1), restarts=(self.restarts, 1), p_init=(self.p_init, 0))
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
         alive = torch.arange(len(y), device=y.device)
         for restart in range(self.restarts):
@@ -68,7 +68,9 @@ class Square(Attack):
                 break
         return best
 
-    def _search(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> tuple[Proposal, Tensor]:
+    def _search(
+        self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng
+    ) -> tuple[Proposal, Tensor]:
         """Return what one random search found and which examples fell; steps count the squares that stayed."""
         moves = MOVES[threat.norm](threat)
         found, fooled = x.clone(), torch.zeros_like(y, dtype=torch.bool)
@@ -104,7 +106,7 @@ class Square(Attack):
         return Proposal(found, queries, steps), fooled
 
 
-def _ask(model: Oracle, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _ask(model: WhiteBoxModel, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     scores = model.scores(point)
     return margin(scores, y), model.confirm(point, y, scores)[0]
 

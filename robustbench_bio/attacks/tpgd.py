@@ -6,11 +6,11 @@ from typing import ClassVar, final
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.oracle import Oracle
 from robustbench_bio.attacks.pgd import ascend
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
 
 
 def divergence(logits: Tensor, clean: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class TPGD(Attack):
     def __post_init__(self) -> None:
         at_least(steps=(self.steps, 1), step_size=(self.step_size, 0), start_sigma=(self.start_sigma, 0))
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         start = threat.project(x, x + self.start_sigma * rng.normal(x.shape[1:], x))
         clean = model.logits(x).softmax(1)
         found = ascend(

@@ -1,22 +1,32 @@
 """Adversarial examples of one network, tried on another."""
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, Literal, final
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
-from robustbench_bio import catalog
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
 from robustbench_bio.attacks.mi_fgsm import MIFGSM
-from robustbench_bio.attacks.oracle import Oracle
 from robustbench_bio.attacks.pgd import PGD
-from robustbench_bio.cards import TrainedNet
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.nets import Net
-from robustbench_bio.rng import ExampleRng
-from robustbench_bio.threat import Norm, Threat
+from robustbench_bio.records.threat import Norm, Threat
+
+
+class SourceNetwork(NamedTuple):
+    """A network that lends its adversarial examples.
+
+    Attributes:
+        net: in eval mode.
+        sha256: of its weights, for the record: a card of the same name may be trained anew.
+    """
+
+    net: Net
+    sha256: str
 
 
 @final
@@ -25,7 +35,7 @@ from robustbench_bio.threat import Norm, Threat
 class Transfer(Attack):
     """White-box examples made on a source network (Papernot et al. 2016, arXiv:1605.07277).
 
-    The walk on the source never stops early: a point far behind its border transfers better. The attacked network
+    The run on the source never stops early: a point far behind its border transfers better. The attacked network
     is asked once, for its number of classes; what the source is asked costs nothing.
 
     Args:
@@ -33,6 +43,7 @@ class Transfer(Attack):
         dataset: which of the card's networks.
         method: the attack that is run on the source, with its exact gradient.
         steps: of that attack.
+        network: what `source` names, once it is loaded: an attack finds no networks itself.
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
@@ -43,17 +54,24 @@ class Transfer(Attack):
     dataset: str = "digits"
     method: Literal["pgd", "mi-fgsm"] = "pgd"
     steps: int = 40
+    network: SourceNetwork | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         at_least(steps=(self.steps, 1))
 
+    def with_networks(self, load: Callable[[str, str], SourceNetwork]) -> Self:
+        if self.source is None:
+            raise UserError("expected a source for transfer, got none: name a source, such as source=bp-resnet20")
+        return replace(self, network=load(self.source, self.dataset))
+
     @property
     def params(self) -> dict[str, Any]:
-        """The parameters, and the hash of the source's weights: a card of the same name may be trained anew."""
-        return super().params | {"source_sha256": self._entry.weights_sha256}
+        """The parameters, and the hash of the source's weights."""
+        own = {name: getattr(self, name) for name in ("source", "dataset", "method", "steps")}
+        return own | {"source_sha256": self._loaded.sha256}
 
-    def perturb(self, model: Oracle, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        source = self._network.to(x.device)
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+        source = self._loaded.net.to(x.device)
         classes = model.logits(x).shape[1]
         expected, got = (tuple(x.shape[1:]), classes), (tuple(source.inputs.shape), source.inputs.classes)
         if expected != got:
@@ -63,24 +81,11 @@ class Transfer(Attack):
             )
         kind = PGD if self.method == "pgd" else MIFGSM
         attack = kind(steps=self.steps, early_exit=False)
-        found = attack.perturb(Oracle(source), x, y, threat, rng)
-        return found._replace(queries=torch.ones_like(y))
-
-    @cached_property
-    def _entry(self) -> TrainedNet:
-        found = catalog.card(self._source).datasets.get(self.dataset)
-        if found is None or found.weights is None:
-            raise UserError(f"expected a source with weights for {self.dataset}, got {self.source}: name another")
-        return found
-
-    @cached_property
-    def _network(self) -> Net:
-        from robustbench_bio.zoo import load_model
-
-        return load_model(self._source, self.dataset)
+        proposal = attack.perturb(WhiteBoxModel(source), x, y, threat, rng)
+        return proposal._replace(queries=torch.ones_like(y))
 
     @property
-    def _source(self) -> str:
-        if self.source is None:
-            raise UserError("expected a source for transfer, got none: name a source, such as source=bp-resnet20")
-        return self.source
+    def _loaded(self) -> SourceNetwork:
+        if self.network is None:
+            raise UserError(f"expected the network of source {self.source!r}, got none: load it with `with_networks`")
+        return self.network

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
 from robustbench_bio.datasets.base import DATASETS, SPLITS, Dataset, Examples, Split
 from robustbench_bio.datasets.npz import open_npz
-from robustbench_bio.errors import UserError
-from robustbench_bio.registry import unknown
 
-__all__ = ["DATASETS", "SPLITS", "Dataset", "Examples", "Split", "default_root", "load_data", "open_dataset"]
+__all__ = ["DATASETS", "SPLITS", "Dataset", "Examples", "Split", "default_root", "load_examples", "open_dataset"]
 
 
 def default_root() -> Path:
@@ -37,7 +37,7 @@ def open_dataset(name: str, data_file: str | Path | None = None) -> Dataset:
     return named if data_file is None else open_npz(Path(data_file).expanduser(), name, named)
 
 
-def load_data(
+def load_examples(
     dataset: str = "digits",
     split: str = "test",
     n_examples: int | None = None,

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_bio.errors import UserError
-from robustbench_bio.registry import Registry
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import Registry
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

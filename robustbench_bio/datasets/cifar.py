@@ -14,9 +14,9 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets.base import DATASETS, Dataset, Examples, Split, count
 from robustbench_bio.datasets.npz import open_npz
-from robustbench_bio.errors import UserError
 
 _NO_DOWNLOAD = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error)
 _STALLED_AFTER = 30.0  # seconds without a byte

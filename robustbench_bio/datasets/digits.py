@@ -10,8 +10,8 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets.base import DATASETS, Dataset, Examples, Split, count
-from robustbench_bio.errors import UserError
 
 #: `Examples.sha256` of each whole split.
 SHA256: dict[Split, str] = {

@@ -16,9 +16,9 @@ from typing import ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets.base import DATASETS, Dataset, Examples, Split, count
 from robustbench_bio.datasets.cifar import Cifar10
-from robustbench_bio.errors import UserError
 
 #: Side of both sensors, in pixels.
 SENSOR = 128

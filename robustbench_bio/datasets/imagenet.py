@@ -5,8 +5,8 @@ from typing import Any, final
 
 import numpy as np
 
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets.base import DATASETS, Dataset, Examples, Split, count
-from robustbench_bio.errors import UserError
 
 _FOLDERS: dict[Split, str] = {"train": "train", "test": "val"}
 

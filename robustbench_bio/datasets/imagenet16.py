@@ -6,9 +6,9 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets.base import DATASETS, Dataset, Examples, Split, count
 from robustbench_bio.datasets.safe_pickle import read_arrays
-from robustbench_bio.errors import UserError
 
 _FILES: dict[Split, tuple[str, ...]] = {
     "train": tuple(f"train_data_batch_{i}" for i in range(1, 11)),

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets.base import SPLITS, Dataset, Examples, Split, count
-from robustbench_bio.errors import UserError
 
 _BROKEN = (ValueError, OSError, EOFError, NotImplementedError, MemoryError, zlib.error, zipfile.BadZipFile)
 

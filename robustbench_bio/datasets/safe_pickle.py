@@ -9,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
 
 _NUMBERS = re.compile(r"[biuf][1248]")
 _BROKEN = (

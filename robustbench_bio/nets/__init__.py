@@ -4,11 +4,11 @@ import inspect
 
 import torch
 
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
+from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.nets.base import NETS, Inputs, Net
 from robustbench_bio.nets.checks import whole
-from robustbench_bio.registry import unknown
-from robustbench_bio.rng import torch_generator
 
 __all__ = ["NETS", "Inputs", "Net", "build", "keywords"]
 

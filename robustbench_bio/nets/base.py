@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.errors import UserError
-from robustbench_bio.registry import Registry
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.errors import UserError
-from robustbench_bio.genotype import Genotype, Primitive, parse_primitive
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.base import NETS, Inputs, Net, weight_layers
 from robustbench_bio.nets.checks import choice, halved, real, switch, whole
-from robustbench_bio.nets.operations import (
-    FactorizedReduce,
-    drop_path,
-    named,
-    operation,
-    pointwise,
-)
+from robustbench_bio.nets.operations import FactorizedReduce, drop_path, named, operation, pointwise
+from robustbench_bio.records.genotype import Genotype, Primitive, parse_primitive
 
 Stem = Literal["cifar", "imagenet"]
 SkipRule = Literal["applied", "ignored"]

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterable
 
-from robustbench_bio.errors import UserError
-from robustbench_bio.registry import unknown
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
 
 
 def whole(name: str, value: object, low: int = 1) -> int:

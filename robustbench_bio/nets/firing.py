@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_bio.nets import measure
+from robustbench_bio.nets import cost as measure
 from robustbench_bio.nets.base import weight_layers
 from robustbench_bio.nets.spiking import LIF
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_bio.errors import UserError
-from robustbench_bio.motifs import Coding, Motif, MotifGenotype, parse_link, reduction_cells
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.base import NETS, Inputs, Net
 from robustbench_bio.nets.checks import choice, whole
 from robustbench_bio.nets.operations import named
 from robustbench_bio.nets.spiking import LIF, over_time
+from robustbench_bio.records.motifs import Coding, Motif, MotifGenotype, parse_link, reduction_cells
 
 Neurons = Callable[[], nn.Module]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_bio.registry import unknown
+from robustbench_bio.core.registry import unknown
 
 
 def named(**parts: nn.Module) -> nn.Sequential:

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.base import NETS, Inputs, Net
 from robustbench_bio.nets.checks import whole
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.base import NETS, Inputs, Net
 from robustbench_bio.nets.checks import choice, real, whole, wholes
 from robustbench_bio.nets.operations import named

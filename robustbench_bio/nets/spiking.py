@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.base import NETS, Inputs, Net
 from robustbench_bio.nets.checks import choice, real, whole, wholes
 from robustbench_bio.nets.operations import named
-from robustbench_bio.surrogates import surrogate as derivative_of
+from robustbench_bio.nets.surrogates import surrogate as derivative_of
 
 
 class LIF(nn.Module):

@@ -6,10 +6,10 @@ from typing import Literal
 
 import torch
 
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
+from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.nets.base import Net, weight_layers
-from robustbench_bio.registry import unknown
-from robustbench_bio.rng import torch_generator
 from robustbench_bio.rules import predictive
 from robustbench_bio.rules.base import RULES, Draw, LayerRules, RuleOptions, RuleSet
 

@@ -11,8 +11,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.registry import Registry
-from robustbench_bio.rng import torch_generator
+from robustbench_bio.core.registry import Registry
+from robustbench_bio.core.rng import torch_generator
 
 Layer = nn.Conv2d | nn.Linear
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.rules.base import RULES, Draw, Layer, Rule
 from robustbench_bio.rules.geometry import Geometry, unfolded
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, cast, final
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.base import Net, weight_layers
 from robustbench_bio.rules.base import InputGradient, Loss, RuleOptions, RuleSet, eval_mode
 

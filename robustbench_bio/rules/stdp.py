@@ -5,7 +5,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.spiking import FiringConv2d
 from robustbench_bio.rules.base import RULES, Draw, Layer, OutputError
 from robustbench_bio.rules.geometry import Geometry

@@ -15,18 +15,16 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import Registry, unknown
 from robustbench_bio.datasets.base import Examples
-from robustbench_bio.errors import UserError
-from robustbench_bio.genotype import Genotype
-from robustbench_bio.motifs import AnyGenotype
 from robustbench_bio.nets.base import Inputs
-from robustbench_bio.records import Precision, Record
-from robustbench_bio.registry import Registry, unknown
+from robustbench_bio.records.base import Precision, Record
+from robustbench_bio.records.motifs import AnyGenotype
+from robustbench_bio.records.space import Space
 from robustbench_bio.search.executor import Executor, Local
 from robustbench_bio.search.fitness import Fitness
-from robustbench_bio.search.space import Space
-from robustbench_bio.search.trace import write_cells, write_trace
-from robustbench_bio.train import Progress, split
+from robustbench_bio.training.loop import Progress, split
 
 #: The kind of space that an engine searches; cells unless it says otherwise.
 S = TypeVar("S", bound=Record, default=Space)
@@ -189,18 +187,12 @@ class Engine(ABC, Generic[S]):
             UserError: a checkpoint of another search, or weights that diverge.
         """
 
-    def draw(self, found: Found, folder: Path) -> None:
-        """Write the trace, and pictures of what was found, into the folder of the search."""
-        write_trace(found.trace, folder)
-        if isinstance(found.genotype, Genotype):
-            write_cells(found.genotype, folder)
-
     def network_changes(self) -> str:
         """Return options of `biorobust train` that a network found takes besides its size; "" if none."""
         return ""
 
 
-ENGINES: Registry[type[Engine[Any]]] = Registry("engine", "robustbench_bio.search")
+ENGINES: Registry[type[Engine[Any]]] = Registry("engine", "robustbench_bio.search.engines")
 
 
 def make(name: str, params: Mapping[str, Any]) -> Engine[Any]:

@@ -16,8 +16,8 @@ from typing import Any, final
 
 import torch
 
-from robustbench_bio.errors import UserError
-from robustbench_bio.registry import unknown
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
 
 #: How often one candidate may lose its worker before the search gives up.
 MOST_LOSSES = 3

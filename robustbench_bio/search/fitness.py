@@ -10,16 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_bio.attacks import Attack, Oracle
+from robustbench_bio.attacks import Attack, WhiteBoxModel
 from robustbench_bio.attacks.fgsm import FGSM
 from robustbench_bio.attacks.pgd import PGD
-from robustbench_bio.errors import UserError
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
+from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.nets.base import Net
-from robustbench_bio.records import check_eps, parse_eps
-from robustbench_bio.registry import unknown
-from robustbench_bio.rng import ExampleRng
+from robustbench_bio.records.threat import Threat, check_eps, parse_eps
 from robustbench_bio.rules.base import eval_mode
-from robustbench_bio.threat import Threat
 
 Kind = Literal["accuracy", "loss", "robust"]
 
@@ -95,7 +94,7 @@ class Fitness:
         """Return name → value of accuracy and loss (always) and of the robust accuracies that are asked for.
 
         The net is judged in eval mode. Robust accuracy is the fraction that is right and stays right under the
-        attack, which follows the exact gradient, never the rules' (see `Oracle`).
+        attack, which follows the exact gradient, never the rules' (see `WhiteBoxModel`).
 
         Args:
             net: the network; it stays as it is.
@@ -104,14 +103,14 @@ class Fitness:
             seed: of the attack's random starts.
         """
         with eval_mode(net):
-            oracle = Oracle(net, traced=False)
+            white_box = WhiteBoxModel(net, traced=False)
             pixels = x.float() / 255
-            logits = oracle.logits(pixels).float()
+            logits = white_box.logits(pixels).float()
             scores = clean_scores(logits, y)
             right = logits.argmax(1) == y
             for term in self.terms:
                 if term.kind == "robust":
-                    scores[term.name] = _robust(oracle, pixels, y, right, term, seed)
+                    scores[term.name] = _robust(white_box, pixels, y, right, term, seed)
         return scores
 
 
@@ -124,15 +123,15 @@ def clean_scores(logits: Tensor, y: Tensor) -> dict[str, float]:
     }
 
 
-def _robust(oracle: Oracle, x: Tensor, y: Tensor, right: Tensor, term: Term, seed: int) -> float:
+def _robust(white_box: WhiteBoxModel, x: Tensor, y: Tensor, right: Tensor, term: Term, seed: int) -> float:
     rows = right.nonzero().flatten()
     if len(rows) == 0:
         return 0.0
     attack: Attack = PGD(steps=term.steps) if term.steps else FGSM()
     rng = ExampleRng(seed, rows.cpu(), "fitness")
     with torch.enable_grad():
-        proposal = attack.perturb(oracle, x[rows], y[rows], Threat("linf", term.eps), rng)
-    return 1 - (oracle.fooled(proposal.x_adv, y[rows]).sum().item() + len(y) - len(rows)) / len(y)
+        proposal = attack.perturb(white_box, x[rows], y[rows], Threat("linf", term.eps), rng)
+    return 1 - (white_box.fooled(proposal.x_adv, y[rows]).sum().item() + len(y) - len(rows)) / len(y)
 
 
 def _term(text: str) -> Term:

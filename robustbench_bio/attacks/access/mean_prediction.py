@@ -1,0 +1,75 @@
+"""Networks that answer differently to the same input, judged by what they say on average."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+#: How far logits may move, relative to their spread, before the same input counts as answered differently.
+TOLERANCE = 1e-3
+
+#: Forward passes whose class probabilities are averaged before a random network's answer counts.
+DRAWS = 20
+
+
+@contextlib.contextmanager
+def drawing(*key: object, x: Tensor) -> Iterator[None]:
+    """Seed torch's global generators for the block from `key` and the content of x, and put them back afterwards.
+
+    The same network asked the same question for the same purpose draws the same; another input, seed or purpose
+    draws anew. So a measurement can be repeated and resumed though the network is random.
+    """
+    digest = hashlib.sha256("|".join(map(str, (*key, tuple(x.shape)))).encode())
+    digest.update(x.detach().contiguous().cpu().numpy().tobytes())
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+        torch.manual_seed(int.from_bytes(digest.digest()[:8], "little") >> 1)
+        yield
+
+
+@torch.no_grad()
+def is_random(model: nn.Module, x: Tensor) -> bool:
+    """Tell whether the model's logits for x [n, C, H, W] change from one call to the next, beyond rounding."""
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+        first, second = model(x), model(x)
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or first.shape != second.shape:
+        return False  # the gate will say what is wrong with it
+    return bool((second - first).abs().max() > TOLERANCE * (first.std(correction=0) + 1e-6))
+
+
+class MeanPrediction(nn.Module):
+    """A random network as the classifier that it is on average.
+
+    x [n, C, H, W] → log of the mean softmax over `votes` forward passes, [n, K]. So no single lucky draw counts, for
+    the network or against it: an example has fallen where the mean probability of a wrong class is the largest.
+
+    Draws come from torch's global generator, seeded by `drawing`; they belong to a batch, so a random network's
+    outcome may change with the batch size, within the noise of `votes` passes.
+
+    Args:
+        model: the network, in eval mode.
+        votes: forward passes per answer, at least 1.
+        seed: of the draws.
+        purpose: separates the draws of the attacker from those of the judge.
+    """
+
+    def __init__(self, model: nn.Module, votes: int, seed: int, purpose: str) -> None:
+        super().__init__()
+        self.training = False  # this module's own mode; the network's is for the gate to judge
+        self.model = model
+        self.votes, self.seed, self.purpose = votes, seed, purpose
+
+    def forward(self, x: Tensor) -> Tensor:
+        with drawing("votes", self.seed, self.purpose, x=x):
+            logits: Tensor = self.model(x)
+            if not isinstance(logits, Tensor) or logits.ndim != 2:
+                return logits  # the gate will say what is wrong with it
+            return mean_prediction([logits, *(self.model(x) for _ in range(self.votes - 1))])
+
+
+def mean_prediction(answers: list[Tensor]) -> Tensor:
+    """Return the log of the mean softmax of several passes' logits: [n, K] each → float32 [n, K]."""
+    log_mean: Tensor = torch.stack([a.float().log_softmax(1) for a in answers]).logsumexp(0)
+    # The smallest number that is not zero: a class that no pass gives a chance is no reason to complain of infinity.
+    return (log_mean - torch.log(torch.tensor(float(len(answers))))).clamp_min(-1e4)

@@ -1,0 +1,258 @@
+"""The forward pass of any network as a graph of plain tensor operations, whatever its modules say of gradients.
+
+A custom autograd function can hand down any gradient it likes: that is how learning rules work, and also how
+a defence can hide. Its forward pass cannot hide: recorded operation by operation (ATen, with `make_fx`) and
+differentiated from there, it yields the true gradient of the function that the network computes.
+"""
+
+import operator
+import weakref
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from robustbench_bio.attacks.access.mean_prediction import drawing
+
+_aten = torch.ops.aten
+_Mode = Literal["fake", "symbolic"]
+
+#: Operations that name strides outright, recorded for contiguous inputs.
+_STRIDED = {_aten.as_strided.default, _aten.empty_strided.default, _aten.new_empty_strided.default}
+
+#: Batch norm as it is recorded with symbols, without, and on a GPU; the last two say sixth whether it trains.
+_NORMS = {
+    _aten._native_batch_norm_legit_no_training.default,
+    _aten.native_batch_norm.default,
+    _aten.cudnn_batch_norm.default,
+}
+
+#: Largest difference of logits, relative to their spread, between a network and its trace.
+TOLERANCE = 1e-3
+
+
+class Untraceable(Exception):
+    """The forward pass cannot be recorded; the message says why."""
+
+
+def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
+    """Return the forward pass of `model` as a graph that takes any batch size.
+
+    Batch norms in eval mode are folded into the convolution before them, or become one multiply-add. The graph
+    shares no tensor that it changes with the model, and is cached with it.
+
+    Args:
+        model: in eval mode.
+        x: [n, C, H, W], a few real inputs; the graph must give the model's logits on them.
+
+    Raises:
+        Untraceable: control flow depends on the data, or the graph gives other logits than the model.
+    """
+    found = _cache.get(model)
+    if found is not None and found[0] == _state(model, x) and _agrees(model, found[1], x):
+        return found[1]
+    graph = _record(model, x)
+    _fold_norms(graph)
+    _trim_kernels(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    if not _agrees(model, graph, x):
+        raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
+    _cache[model] = (_state(model, x), graph)
+    return graph
+
+
+_cache: "weakref.WeakKeyDictionary[nn.Module, tuple[object, fx.GraphModule]]" = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _agrees(model: nn.Module, graph: fx.GraphModule, x: Tensor) -> bool:
+    # A random network agrees with its trace if both make the same of the same draws.
+    with drawing("trace", x=x):
+        expected = model(x)
+    try:
+        with drawing("trace", x=x):
+            got = graph(laid_out(graph, x))
+    except (RuntimeError, IndexError):  # a size that the graph holds as a number, and that another batch does not have
+        return False
+    if expected.shape != got.shape:
+        return False
+    return bool((expected - got).abs().max() <= TOLERANCE * (expected.std(correction=0) + 1e-6))
+
+
+def _state(model: nn.Module, x: Tensor) -> object:
+    """Return what a trace depends on: where every tensor lies and how often it was written to."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return x.shape[1:], x.dtype, x.device, [(t.data_ptr(), t._version) for t in tensors]
+
+
+def _record(model: nn.Module, x: Tensor) -> fx.GraphModule:
+    graph = next(filter(lambda found: _agrees(model, found, x), _records(model, x)), None)
+    if graph is None:
+        raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
+    # Constants of the graph are the model's own parameters and buffers: copies, so that folding leaves those alone.
+    for name, value in [*graph.named_parameters(), *graph.named_buffers()]:
+        _set(graph, name, value)
+    return graph
+
+
+def _records(model: nn.Module, x: Tensor) -> Iterator[fx.GraphModule]:
+    """Record the forward pass in one way after the other; the first that fits any batch will do."""
+    # A number that is a multiple of the batch's size is taken for it, so that size is one that sides do not have.
+    batches = [n for n in (211, 223, 227, 229) if not any(side % n == 0 for side in x.shape[1:])]
+    # Symbols follow sizes through arithmetic, but cost seconds: most networks need none.
+    ways: list[tuple[_Mode, int]] = [("fake", batches[0]), ("symbolic", batches[0]), ("symbolic", batches[1])]
+    for mode, batch in ways:
+        graph = _recorded(model, x.new_empty((batch, *x.shape[1:])), x, mode)
+        _free_of_batch(graph, batch)
+        _free_of_layout(graph)
+        yield graph
+
+
+def _recorded(model: nn.Module, probe: Tensor, x: Tensor, mode: _Mode) -> fx.GraphModule:
+    try:
+        with torch.no_grad(), drawing("trace", x=x):
+            graph = make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(probe)
+    except Exception as error:  # noqa: BLE001  (whatever the user's code raises inside a trace)
+        raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
+    assert isinstance(graph, fx.GraphModule)  # noqa: S101
+    return graph
+
+
+def _free_of_batch(module: fx.GraphModule, batch: int) -> None:
+    """Let sizes follow the input where a trace holds the batch's, or a multiple of it, as a plain number."""
+    x = next(node for node in module.graph.nodes if node.op == "placeholder")
+
+    def followed(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [followed(one) for one in value] if any(map(counts, value)) else value
+        if not counts(value):
+            return value
+        rows = module.graph.call_function(_aten.sym_size.int, (x, 0))
+        return rows if value == batch else module.graph.call_function(operator.mul, (rows, value // batch))
+
+    def counts(value: object) -> bool:
+        return type(value) is int and value > 0 and value % batch == 0
+
+    for node in list(module.graph.nodes):
+        with module.graph.inserting_before(node):
+            node.args = tuple(map(followed, node.args))
+
+
+def _free_of_layout(module: fx.GraphModule) -> None:
+    """Let the graph take inputs in any order of memory: a view that would need one order becomes a reshape."""
+    for node in module.graph.nodes:
+        if node.target in {_aten.view.default, _aten._unsafe_view.default}:
+            node.target = _aten.reshape.default
+    module.recompile()
+
+
+def laid_out(module: nn.Module, x: Tensor) -> Tensor:
+    """Return x [n, C, H, W] in the order of memory that suits a module: channels last for a trace without strides."""
+    strided = not isinstance(module, fx.GraphModule) or any(n.target in _STRIDED for n in module.graph.nodes)
+    return x.contiguous() if strided else x.contiguous(memory_format=torch.channels_last)
+
+
+def _set(graph: fx.GraphModule, name: str, value: Tensor) -> None:
+    value = value.detach().clone()
+    if value.ndim == 4:
+        value = value.contiguous(memory_format=torch.channels_last)
+    if hasattr(graph, name):
+        delattr(graph, name)
+    graph.register_buffer(name, value, persistent=False)
+
+
+def _fold_norms(module: fx.GraphModule) -> None:
+    """Replace each batch norm by new weights of the convolution before it, or by x·scale + shift."""
+    for i, node in enumerate(list(module.graph.nodes)):
+        if node.target not in _NORMS or node.args[5] is True:
+            continue
+        x, weight, bias, mean, variance, *_, eps = node.args
+        if any(n is not None and n.op != "get_attr" for n in (weight, bias, mean, variance)):
+            continue
+        scale = 1 / torch.sqrt(_value(module, variance).double() + eps)
+        if weight is not None:
+            scale = scale * _value(module, weight).double()
+        shift = -_value(module, mean).double() * scale
+        if bias is not None:
+            shift = shift + _value(module, bias).double()
+        (normed,) = (use for use in node.users if use.target is operator.getitem and use.args[1] == 0)
+        folded = _into_convolution(module, x, node, scale, shift, i)
+        normed.replace_all_uses_with(folded or _multiply_add(module, x, node, scale, shift, i))
+
+
+def _into_convolution(
+    module: fx.GraphModule, x: fx.Node, norm: fx.Node, scale: Tensor, shift: Tensor, i: int
+) -> fx.Node | None:
+    """Give the convolution `x` the weights that also do what `norm` does; None if somebody else sees its output."""
+    if x.target != _aten.convolution.default or x.args[6]:
+        return None
+    if any(use is not norm and use.target != _aten.sym_size.int for use in x.users):
+        return None
+    weight, bias = x.args[1], x.args[2]
+    if any(isinstance(n, fx.Node) and n.op != "get_attr" for n in (weight, bias)):
+        return None
+    old = _value(module, weight)
+    if bias is not None:
+        shift = shift + _value(module, bias).double() * scale
+    _set(module, f"folded_weight_{i}", (old.double() * scale.view(-1, *[1] * (old.ndim - 1))).to(old.dtype))
+    _set(module, f"folded_bias_{i}", shift.to(old.dtype))
+    with module.graph.inserting_before(x):
+        new = module.graph.get_attr(f"folded_weight_{i}"), module.graph.get_attr(f"folded_bias_{i}")
+    x.args = (x.args[0], *new, *x.args[3:])
+    return x
+
+
+def _trim_kernels(module: fx.GraphModule) -> None:
+    """Leave out the border of kernels that sees nothing but padding, as wide ones do on small maps.
+
+    The fourth of a network's time can go into a dilated 5×5 kernel on maps of 2×2, whose middle alone meets a pixel.
+    """
+    for i, node in enumerate(list(module.graph.nodes)):
+        if node.target != _aten.convolution.default or node.args[6] or len(node.args[3]) != 2:
+            continue
+        x, weight, bias, stride, padding, dilation, *rest = node.args
+        seen = x.meta.get("val")
+        if weight.op != "get_attr" or seen is None or not all(type(side) is int for side in seen.shape[2:]):
+            continue
+        sides = seen.shape[2:]
+        kernel = _value(module, weight)
+        parts = zip(sides, kernel.shape[2:], padding, dilation, strict=True)
+        idle = [_idle(side, taps, pad, gap) for side, taps, pad, gap in parts]
+        if not any(idle):
+            continue
+        rows, columns = (slice(n, taps - n) for n, taps in zip(idle, kernel.shape[2:], strict=True))
+        _set(module, f"trimmed_weight_{i}", kernel[:, :, rows, columns])
+        with module.graph.inserting_before(node):
+            trimmed = module.graph.get_attr(f"trimmed_weight_{i}")
+        smaller = [pad - n * gap for pad, n, gap in zip(padding, idle, dilation, strict=True)]
+        node.args = (x, trimmed, bias, stride, smaller, dilation, *rest)
+
+
+def _idle(side: int, taps: int, padding: int, dilation: int) -> int:
+    """Return how many taps at each end of a kernel never meet one of `side` pixels, whatever the stride."""
+    # The kernel's first tap reaches from -padding to where its last tap leaves the padding behind.
+    last = side + 2 * padding - dilation * (taps - 1) - 1
+    seen = [-padding + tap * dilation < side and last - padding + tap * dilation >= 0 for tap in range(taps)]
+    return min(seen.index(True), seen[::-1].index(True), padding // dilation) if any(seen) else 0
+
+
+def _multiply_add(module: fx.GraphModule, x: fx.Node, norm: fx.Node, scale: Tensor, shift: Tensor, i: int) -> fx.Node:
+    dtype = _value(module, norm.args[3]).dtype
+    ndim = x.meta["val"].ndim
+    for name, value in (("scale", scale), ("shift", shift)):
+        _set(module, f"{name}_{i}", value.view(1, -1, *[1] * (ndim - 2)).to(dtype))
+    with module.graph.inserting_before(norm):
+        a, b = module.graph.get_attr(f"scale_{i}"), module.graph.get_attr(f"shift_{i}")
+        scaled = module.graph.call_function(_aten.addcmul.default, (b, x, a))
+    scaled.meta["val"] = x.meta["val"]
+    return scaled
+
+
+def _value(module: fx.GraphModule, node: object) -> Tensor:
+    assert isinstance(node, fx.Node)  # noqa: S101
+    value = getattr(module, str(node.target))
+    assert isinstance(value, Tensor)  # noqa: S101
+    return value

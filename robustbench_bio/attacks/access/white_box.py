@@ -1,0 +1,244 @@
+"""What an attacker may ask of one network: logits, and input gradients of a named kind."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, fx, nn
+
+from robustbench_bio.attacks.access.mean_prediction import MeanPrediction, drawing, mean_prediction
+from robustbench_bio.attacks.access.surrogate import with_surrogates
+from robustbench_bio.attacks.access.trace import TOLERANCE, Untraceable, laid_out, trace
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.nets.surrogates import surrogate
+from robustbench_bio.records.base import Precision
+from robustbench_bio.records.gradient import Gradient
+from robustbench_bio.rules import InputGradient, RuleSet
+
+#: Logits [n, K] and one row per example of what they are held against (labels, say) → loss per example [n].
+AttackLoss = Callable[[Tensor, Tensor], Tensor]
+
+#: Input values that go through the network at once on a CPU (128 colour images of 32 × 32).
+CPU_VALUES_PER_PASS = 128 * 3 * 32 * 32
+
+
+def rules_of(model: nn.Module) -> RuleSet | None:
+    """Return the learning rules that a network remembers, or None for a network without any."""
+    rules = getattr(model, "rules", None)
+    return rules if isinstance(rules, RuleSet) and rules.assignment else None
+
+
+#: What a reader must know of a gradient that is zero by construction.
+NO_SLOPE = "only steps lead from input to logits, so the exact gradient is zero: try gradient surrogate:arctan"
+
+
+class WhiteBoxModel:
+    """White-box access to a network that stays as it is.
+
+    The exact gradient does not trust the network's own backward pass: it comes from a trace of the forward
+    pass (`traced.trace`), so that learning rules and other custom autograd functions cannot bend it.
+
+    Args:
+        model: the network, in eval mode; x [n, C, H, W] in [0, 1] → logits [n, K].
+        gradient: "exact", "rule", "surrogate:NAME", each also averaged over draws: see `gradients.Gradient`.
+        precision: of the passes that make gradients; `logits` is always float32.
+        traced: False differentiates the modules by autograd, for networks known to be honest whose weights
+            change too often to be traced, such as one in training.
+        votes: more than 1 for a random network: forward passes behind each answer of `logits` (`MeanPrediction`).
+        seed: of a random network's draws.
+
+    Attributes:
+        notices: what a reader of the result should know, such as a network that cannot be traced.
+        random: whether the network is; the first point that fools it may be luck, so no walk should end there.
+
+    Raises:
+        UserError: a rule gradient is asked of a network without rules, or a gradient or surrogate that is none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        gradient: str = "exact",
+        precision: Precision = "float32",
+        *,
+        traced: bool = True,
+        votes: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.kind = Gradient.read(gradient)
+        self.precision = precision
+        self.notices: list[str] = []
+        self._traced = traced
+        self._graph: fx.GraphModule | None = None
+        self._untraceable = ""
+        self._forward: nn.Module | None = None
+        self._half = False
+        self._seed = seed
+        self.random = votes > 1
+        self._answering = MeanPrediction(model, votes, seed, "attack") if self.random else model
+        self._rules = rules_of(model)
+        if self.kind.source == "rule" and self._rules is None:
+            raise UserError("expected a network with learning rules for gradient 'rule', got one without: use 'exact'")
+        if self.kind.surrogate:
+            surrogate(self.kind.surrogate)
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the network's own float32 logits [n, K]; a random network's mean answer."""
+        return torch.cat([self._answering(part) for part in torch.split(x, _rows_per_pass(x))])
+
+    @torch.no_grad()
+    def scores(self, x: Tensor) -> Tensor:
+        """Return float32 logits [n, K] that may differ from the network's own by rounding, and are there sooner."""
+        graph = None if isinstance(self._answering, MeanPrediction) else self._recorded(x)
+        if graph is None:
+            return self.logits(x)
+        return torch.cat([graph(laid_out(graph, part)) for part in torch.split(x, _rows_per_pass(x))])
+
+    def fooled(self, x: Tensor, y: Tensor) -> Tensor:
+        """Tell which inputs the network misclassifies in float32: bool [n]. Close calls are the network's own."""
+        scores = self.scores(x)
+        lead, fooled = margin(scores, y), scores.argmax(1) != y
+        return self._asked(x, y, fooled, (lead.abs() <= _doubt(scores)) & (self._graph is not None))
+
+    def confirm(self, x: Tensor, y: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell which inputs the network misclassifies, from logits that came with a gradient.
+
+        Those of float32 passes differ from the network's own by rounding, so that only a narrow lead of the wrong
+        class is put to the network; those of bfloat16 passes and of means over draws are no more than a hint.
+
+        Args:
+            x: [n, C, H, W] where the gradient was taken.
+            y: int64 [n].
+            logits: [n, K] as `gradient` returned them.
+
+        Returns:
+            fooled bool [n], and for which inputs it took another query, bool [n].
+        """
+        claimed = logits.argmax(1) != y
+        narrow = claimed & (margin(logits, y) <= _doubt(logits))
+        hint = self.precision != "float32" or self.kind.draws > 0
+        asked = claimed if hint else narrow & (self._graph is not None)
+        return self._asked(x, y, claimed, asked), asked
+
+    def _asked(self, x: Tensor, y: Tensor, fooled: Tensor, doubtful: Tensor) -> Tensor:
+        """Return `fooled`, with the network's own answer where it is doubtful."""
+        if not doubtful.any():
+            return fooled
+        rows = doubtful.nonzero().flatten()
+        return fooled.index_put((rows,), self.logits(x[rows]).argmax(1) != y[rows])
+
+    def _recorded(self, x: Tensor) -> fx.GraphModule | None:
+        """Return the trace of the network, None where there can be none."""
+        if self._graph is None and self._traced:
+            try:
+                self._graph = trace(self.model, x.detach()[:2])
+            except Untraceable as reason:
+                self._traced = False
+                self._untraceable = str(reason)
+        return self._graph
+
+    def gradient(self, x: Tensor, against: Tensor, loss: AttackLoss) -> InputGradient:
+        """Return the gradient at x of the summed loss, float32 [n, C, H, W], and the logits it came with."""
+        rows = _rows_per_pass(x)
+        ask = self._mean_gradient if self.kind.draws else self._gradient
+        parts = [ask(*part, loss) for part in zip(torch.split(x, rows), torch.split(against, rows), strict=True)]
+        return InputGradient(torch.cat([p.gradient for p in parts]), torch.cat([p.logits for p in parts]))
+
+    def _mean_gradient(self, x: Tensor, against: Tensor, loss: AttackLoss) -> InputGradient:
+        """Return the mean of several draws' gradients, and the log of their mean softmax."""
+        with drawing("gradient", self._seed, x=x):
+            draws = [self._gradient(x, against, loss) for _ in range(self.kind.draws)]
+        return InputGradient(
+            torch.stack([draw.gradient for draw in draws]).mean(0), mean_prediction([draw.logits for draw in draws])
+        )
+
+    def _gradient(self, x: Tensor, against: Tensor, loss: AttackLoss) -> InputGradient:
+        def per_example(logits: Tensor) -> Tensor:
+            return loss(logits.float(), against)
+
+        if self.kind.source == "rule":
+            assert self._rules is not None  # noqa: S101
+            with _frozen(self.model), self._autocast(x.device):
+                found = self._rules.input_gradient(self.model, x, per_example)
+            return InputGradient(found.gradient.float(), found.logits.float())
+        with torch.enable_grad():
+            forward = self._differentiable(x)
+            x = laid_out(forward, x.detach()).requires_grad_(True)
+            logits = forward(x.bfloat16() if self._half else x)
+            gradient = slope(per_example(logits).sum(), x)
+        if gradient is None and self._graph is not None and NO_SLOPE not in self.notices:
+            self.notices.append(NO_SLOPE)
+        return InputGradient(torch.zeros_like(x) if gradient is None else gradient, logits.detach().float())
+
+    def _differentiable(self, x: Tensor) -> nn.Module:
+        """Return the module to differentiate: the trace, or the network itself where there can be none."""
+        if self._forward is None:
+            forward = self._recorded(x) or self.model
+            if self._untraceable:
+                self.notices.append(f"not traced, autograd of the modules is trusted: {self._untraceable}")
+            if self.kind.surrogate:
+                if not isinstance(forward, fx.GraphModule):
+                    raise UserError(f"expected a network that can be traced for a surrogate, got {self._untraceable}")
+                forward = with_surrogates(forward, self.kind.surrogate)
+            if self.precision == "bfloat16":
+                forward = self._in_half(forward, x)
+            self._forward = forward
+        return self._forward
+
+    def _in_half(self, forward: nn.Module, x: Tensor) -> nn.Module:
+        half = copy.deepcopy(forward).to(torch.bfloat16)
+        try:
+            with torch.no_grad():
+                half(laid_out(half, x.detach()[:2]).bfloat16())
+        except RuntimeError as error:
+            self.notices.append(
+                f"float32 gradients, bfloat16 does not run on this network: {str(error).splitlines()[0]}"
+            )
+            return forward
+        self._half = True
+        return half
+
+    def _autocast(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest logit of the other classes minus that of y, positive where fooled: [n, K], labels [n] → [n]."""
+    own = y[:, None]
+    return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own).squeeze(1)
+
+
+def _doubt(logits: Tensor) -> Tensor:
+    """Return the lead below which a trace, which agrees to `TOLERANCE` of the spread, is not believed: [n]."""
+    return 10 * TOLERANCE * (logits.std(1) + 1e-6)
+
+
+def slope(value: Tensor, x: Tensor) -> Tensor | None:
+    """Return the gradient of `value` at x, or None where no differentiable path leads from x to it."""
+    if not value.requires_grad:
+        return None
+    (gradient,) = torch.autograd.grad(value, x, allow_unused=True)
+    return gradient
+
+
+def _rows_per_pass(x: Tensor) -> int:
+    """Return how many examples go through the network at once: a CPU gains nothing from more, but memory."""
+    return len(x) or 1 if x.device.type == "cuda" else max(1, min(256, CPU_VALUES_PER_PASS // x[0].numel()))
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Spare the backward pass the weights' gradients, a third of its work."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    for p in learning:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in learning:
+            p.requires_grad_(True)

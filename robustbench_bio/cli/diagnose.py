@@ -1,0 +1,50 @@
+"""`biorobust diagnose`: look for gradient masking."""
+
+from typing import Annotated
+
+import typer
+
+from robustbench_bio.cli import terminal
+from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, Device
+
+
+def diagnose(
+    model: Annotated[str, typer.Option(help="Id of the zoo, or path of a card that ends in .toml.")],
+    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: Annotated[str, typer.Option(help="Radius in input units, such as 8/255.")] = "8/255",
+    gradient: Annotated[
+        str | None, typer.Option(help="Of the white-box attacks [default: exact; with thresholds surrogate:arctan].")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Network whose adversarial examples are tried too [default: a bp network].")
+    ] = None,
+    n_examples: Annotated[int, typer.Option(min=1, help="Correctly classified examples to look at.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    device: Device = "auto",
+    data_root: DataRoot = None,
+    data_file: DataFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for gradient masking: may this network's robustness be believed?"""
+    from robustbench_bio.diagnosis import campaign
+    from robustbench_bio.report import tables as report
+
+    with terminal.bar("probing") as progress:
+        found = campaign.diagnose_model(
+            model,
+            dataset=dataset,
+            norm=norm,
+            eps=eps,
+            gradient=gradient,
+            source=source,
+            n_examples=n_examples,
+            seed=seed,
+            device=device,
+            data_root=data_root,
+            data_file=data_file,
+            progress=progress,
+        )
+    terminal.show(
+        as_json, {"model": model, "dataset": dataset} | found.document(), report.diagnosis_table(model, found)
+    )

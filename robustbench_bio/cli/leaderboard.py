@@ -1,0 +1,114 @@
+"""`biorobust leaderboard`: show, build and verify the boards."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustbench_bio.cli import terminal
+from robustbench_bio.cli.options import (
+    AsJson,
+    Boards,
+    Jobs,
+    Models,
+    Zoo,
+)
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
+
+leaderboard = typer.Typer(help="Show, build and verify the boards.", no_args_is_help=True)
+
+
+@leaderboard.command()
+def show(
+    board: Annotated[str | None, typer.Argument(help="Name of a board [default: the only one, else all].")] = None,
+    form: Annotated[str, typer.Option("--format", help="table, csv, markdown or latex.")] = "table",
+    leaderboards: Boards = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the ranking of a board; rows that no paired test tells apart share a range of ranks."""
+    from robustbench_bio.leaderboard.ranking import ranked
+    from robustbench_bio.report import boards as shows
+    from robustbench_bio.zoo import catalog
+
+    if form not in shows.FORMATS:
+        raise UserError(unknown("format", form, list(shows.FORMATS)))
+    names = [board] if board else catalog.board_names(leaderboards)
+    found = []
+    for name in names:
+        one = catalog.board(name, leaderboards)
+        found.append((one, ranked([catalog.entry(path) for path in catalog.entry_files(name, leaderboards)])))
+    if as_json:
+        documents = [shows.document(one, rows) for one, rows in found]
+        terminal.document(documents[0] if len(documents) == 1 else {"boards": documents})
+        return
+    texts = {"csv": shows.as_csv, "markdown": shows.markdown, "latex": shows.latex}
+    for one, rows in found:
+        if form == "table":
+            terminal.out.print(shows.table(one, rows))
+        else:
+            sys.stdout.write(texts[form](one, rows))
+
+
+@leaderboard.command()
+def build(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder of the site; made anew.")] = Path("site"),
+    board: Annotated[str | None, typer.Option(help="Name of a board [default: all].")] = None,
+    leaderboards: Boards = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the boards as a static site that needs no network."""
+    from robustbench_bio.report import site
+    from robustbench_bio.zoo import catalog
+
+    names = [board] if board else catalog.board_names(leaderboards)
+    boards = {
+        name: (
+            catalog.board(name, leaderboards),
+            [catalog.entry(path) for path in catalog.entry_files(name, leaderboards)],
+        )
+        for name in names
+    }
+    with terminal.late_bar("building") as progress:
+        paths = site.build(boards, out_dir, progress)
+    if as_json:
+        terminal.document({"folder": str(out_dir), "files": len(paths)})
+    else:
+        terminal.out.print(f"{len(paths)} files: open {out_dir / 'index.html'}", highlight=False, soft_wrap=True)
+
+
+@leaderboard.command()
+def verify(
+    board: Annotated[str | None, typer.Option(help="Name of a board [default: all].")] = None,
+    models: Models = "*",
+    fraction: Annotated[float, typer.Option(help="Part of the outcomes to measure again; 1 is all of them.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    jobs: Jobs = None,
+    leaderboards: Boards = None,
+    zoo: Zoo = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every entry against zoo and board, and measure a random part of the outcomes again; exit 1 on a fault."""
+    from robustbench_bio.leaderboard import verify as work
+    from robustbench_bio.leaderboard.folders import Folders
+
+    folders = Folders.of(zoo, leaderboards)
+    reports = []
+    for one in folders.boards(board):
+        with terminal.bar(f"verifying {one.name}") as progress:
+            reports.append(
+                work.verify(
+                    one, folders, models=models, fraction=fraction, seed=seed, jobs=jobs or os.cpu_count() or 1,
+                    progress=progress,
+                )
+            )  # fmt: skip
+    if as_json:
+        terminal.document({"boards": [report.document() for report in reports]})
+    else:
+        for report in reports:
+            for line in work.lines(report):
+                terminal.out.print(line, highlight=False, soft_wrap=True)
+    if not all(report.holds for report in reports):
+        raise typer.Exit(1)

@@ -1,0 +1,58 @@
+"""`biorobust submit`: measure networks as a board asks and write their entries."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustbench_bio.cli import terminal
+from robustbench_bio.cli.options import AsJson, Boards, Device, OutDir, Zoo
+
+
+def submit(
+    models: Annotated[
+        list[str], typer.Argument(help="Cards (paths that end in .toml), or ids of the zoo and patterns with *.")
+    ],
+    board: Annotated[str, typer.Option(help="Name of a board; see `biorobust list boards`.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of the one card, as safetensors [default: beside the card].")
+    ] = None,
+    genotype: Annotated[Path | None, typer.Option(help="Cells of the one card [default: beside the card].")] = None,
+    train: Annotated[bool, typer.Option("--train", help="Follow the recipe of a card without weights first.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Put another network in the place of the one of this id.")
+    ] = False,
+    leaderboards: Boards = None,
+    zoo: Zoo = None,
+    device: Device = "auto",
+    out_dir: OutDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure networks as a board asks and write their entries; continue where an interrupted run stopped.
+
+    Card, cells and weights are checked as data that nobody trusts. Nothing is written to zoo or board before all of a
+    network is measured.
+    """
+    from robustbench_bio.leaderboard import submit as work
+    from robustbench_bio.leaderboard.folders import Folders
+    from robustbench_bio.leaderboard.submission import Order
+
+    order = Order(weights, genotype, train, replace)
+    with terminal.bar("measuring") as progress:
+        done = work.submit(
+            models, board, Folders.of(zoo, leaderboards), order, out=out_dir, device=device, progress=progress
+        )
+    paths = [path for one in done for path in one.paths]
+    if as_json:
+        entries = [{"model": one.entry.model, **one.entry.scores.model_dump(mode="json"),
+                    "verdict": one.entry.finding and one.entry.finding.verdict} for one in done]  # fmt: skip
+        terminal.document({"board": board, "entries": entries, "files": [str(path) for path in paths]})
+        return
+    for one in done:
+        scores, finding = one.entry.scores, one.entry.finding
+        terminal.out.print(
+            f"{one.entry.model}: clean {100 * scores.clean_accuracy:.1f} %, worst case {100 * scores.worst_case:.1f} % "
+            f"[{100 * scores.ci95[0]:.1f}, {100 * scores.ci95[1]:.1f}], {finding.verdict if finding else 'no verdict'}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    terminal.out.print(f"commit: git add {' '.join(map(str, paths))}", highlight=False, soft_wrap=True)

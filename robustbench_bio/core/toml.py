@@ -1,0 +1,61 @@
+"""Reading TOML that nobody has to trust. Loads no torch."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from robustbench_bio.core.errors import UserError
+
+#: Characters of a TOML file; the parser takes quadratic time, and cards are a hundredth of this.
+MAX_TOML = 20_000
+
+#: Parts of a key such as a.b.c, for the same reason.
+MAX_PARTS = 32
+
+#: Size of an integer without its sign, as TOML 1.0 has it.
+MAX_BITS = 63
+
+_LONG_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*)" + f"{{{MAX_PARTS}}}")
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Return the document of a TOML text; `where` names it in errors.
+
+    Raises:
+        UserError: too long, keys of very many parts, integers of more than 64 bits, or not TOML.
+    """
+    if len(text) > MAX_TOML:
+        raise UserError(f"{where}: expected at most {MAX_TOML:,} characters, got more: shorten it")
+    if _LONG_KEY.search(text):
+        raise UserError(f"{where}: expected keys of at most {MAX_PARTS} parts, got one of more: shorten it")
+    try:
+        document = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise UserError(f"{where}: expected TOML, got {error}: mend that line") from None
+    # Hexadecimal ones pass the parser at any length, and then no message could print them.
+    if any(isinstance(value, int) and value.bit_length() > MAX_BITS for value in _scalars(document)):
+        raise UserError(f"{where}: expected integers of at most {MAX_BITS} bits, got a larger one: take a smaller one")
+    return document
+
+
+def _scalars(document: dict[str, Any]) -> Iterator[Any]:
+    """Yield every value that is neither a table nor an array."""
+    left: list[Any] = [document]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict | list):
+            left += value.values() if isinstance(value, dict) else value
+        else:
+            yield value
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a TOML file, no more of it than `parse_toml` needs to refuse it.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    with path.open(encoding="utf-8") as file:
+        return file.read(MAX_TOML + 1)

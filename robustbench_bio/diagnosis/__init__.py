@@ -1,0 +1,1 @@
+"""May a measured robustness be believed? Checks for gradient masking and the verdict."""

@@ -1,0 +1,321 @@
+"""The checks of a diagnosis: what is tried on a network, and what it gives away."""
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from robustbench_bio.attacks import Attack, WhiteBoxModel, make, rules_of
+from robustbench_bio.attacks.access.mean_prediction import TOLERANCE, drawing
+from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped
+from robustbench_bio.attacks.access.trace import Untraceable, laid_out, trace
+from robustbench_bio.attacks.access.white_box import slope
+from robustbench_bio.attacks.losses import cross_entropy
+from robustbench_bio.attacks.mi_fgsm import MIFGSM
+from robustbench_bio.attacks.pgd import PGD
+from robustbench_bio.core.rng import ExampleRng, torch_generator
+from robustbench_bio.diagnosis.comparisons import ENOUGH, compare
+from robustbench_bio.evaluation.judge import judge
+from robustbench_bio.records.diagnosis import Check, Implies
+from robustbench_bio.records.gradient import Gradient
+from robustbench_bio.records.threat import Threat
+
+#: The surrogate that is tried on networks with thresholds.
+SURROGATE = "surrogate:arctan"
+
+
+class Checks:
+    """All checks on one network and its correctly classified examples.
+
+    Args:
+        model: the network, in eval mode.
+        judged: what decides whether an example stands: the network, or its mean answer if it is random.
+        x: [n, C, H, W] in [0, 1].
+        y: int64 [n], all of them answered correctly.
+        logits: [n, K] at x.
+        threat: linf or l2.
+        gradient: of the white-box attacks.
+        votes: passes behind each answer.
+        steps: of PGD.
+        queries: of Square.
+        seed: of every draw.
+    """
+
+    def __init__(
+        self, model: nn.Module, judged: nn.Module, x: Tensor, y: Tensor, logits: Tensor, threat: Threat,
+        gradient: Gradient, votes: int, steps: int, queries: int, seed: int,
+    ) -> None:  # fmt: skip
+        self.model, self.judged, self.x, self.y, self.logits, self.threat = model, judged, x, y, logits, threat
+        self.steps, self.queries, self.seed, self.votes = steps, queries, seed, votes
+        self.exact = WhiteBoxModel(model, str(gradient), votes=votes, seed=seed)
+        self.kind = str(gradient) if gradient.surrogate else "exact"
+        self.gradient = self.exact.gradient(x, y, cross_entropy).gradient
+        self.stands = self.survivors(self.exact, PGD(steps=steps))
+
+    def all(self, source: nn.Module | None, progress: Callable[[int, int, str], None]) -> list[Check]:
+        """Run every check; cheap ones first."""
+        checks: list[Callable[[], Check]] = [
+            self.too_few_examples, self.untraceable, self.random_output, self.random_gradient, self.probabilities,
+            self.few_classes, self.zero_gradient, self.finite_differences, self.flat_loss, self.one_step_beats_many,
+            self.more_steps_lower, self.unbounded_eps_survivors, self.own_gradient,
+        ]  # fmt: skip
+        if rules_of(self.model) is not None:
+            checks += [self.rule_gradient, self.rule_alignment]
+        if self.has_steps():
+            checks.append(self.surrogate_beats_exact)
+        found = []
+        total = len(checks) + 1 + (source is not None)
+        for i, check in enumerate(checks):
+            progress(i, total, check.__name__.replace("_", " "))
+            found.append(check())
+        white = self.best_white_box()
+        if source is not None:
+            progress(len(checks), total, "transfer beats white box")
+            found.append(self.transfer_beats_white_box(white, source))
+        progress(total - 1, total, "square beats white box")
+        found.append(self.square_beats_white_box(white))
+        return found
+
+    def survivors(self, white_box: WhiteBoxModel, attack: Attack, threat: Threat | None = None) -> list[bool]:
+        """Attack every example and judge: which still stand."""
+        threat = threat or self.threat
+        rng = ExampleRng(self.seed, range(len(self.y)), "diagnosis")
+        proposal = attack.perturb(white_box, self.x, self.y, threat, rng)
+        return self.judged_stands(proposal.x_adv, threat)
+
+    def judged_stands(self, x_adv: Tensor, threat: Threat) -> list[bool]:
+        predicted, _ = judge(self.judged, self.x, x_adv, self.y, threat)
+        return (predicted == self.y).tolist()
+
+    def too_few_examples(self) -> Check:
+        n = len(self.y)
+        return _check("too-few-examples", n < ENOUGH, "inconclusive", f"{n} examples, {ENOUGH} are the least", n=n)
+
+    def untraceable(self) -> Check:
+        found = [notice for notice in self.exact.notices if notice.startswith("not traced")]
+        detail = found[0] if found else "the forward pass was traced: gradients do not rest on the network's word"
+        return _check("untraceable", bool(found), "inconclusive", detail)
+
+    def random_output(self) -> Check:
+        with torch.no_grad():
+            first, second = self.model(self.x), self.model(self.x)
+        moved = (second - first).abs().amax().item() / (first.std().item() + 1e-12)
+        detail = f"logits move by {moved:.2g} of their spread when asked again"
+        voted = f", so that the mean answer of {self.votes} passes is judged" if self.votes > 1 else ": try eot:20"
+        fired = moved > TOLERANCE
+        implies: Implies = "" if self.votes > 1 else "inconclusive"
+        return _check("random-output", fired, implies, detail + (voted if fired else ""), moved=moved)
+
+    def random_gradient(self) -> Check:
+        """Tell whether a second gradient differs though the forward pass does not (brsf with redraws, say)."""
+        mode = "rule" if rules_of(self.model) is not None else "exact"
+        draws = [
+            WhiteBoxModel(self.model, mode, traced=False).gradient(self.x, self.y, cross_entropy).gradient
+            for _ in range(2)
+        ]
+        cosine = 1.0 if torch.equal(*draws) else _cosine(*draws).mean().item()
+        detail = f"two {mode} gradients of one input have cosine {cosine:.3f}"
+        return _check("random-gradient", cosine < 0.999, "", detail, cosine=cosine)
+
+    def probabilities(self) -> Check:
+        inside = bool((self.logits.min() >= 0) & (self.logits.max() <= 1))
+        fired = inside and bool((self.logits.sum(1) - 1).abs().max() < 1e-4)
+        detail = "outputs are probabilities: losses on logits saturate" if fired else "outputs are logits"
+        return _check("probabilities", fired, "inconclusive", detail)
+
+    def few_classes(self) -> Check:
+        classes = self.logits.shape[1]
+        return _check("few-classes", classes < 4, "", f"{classes} classes", classes=classes)
+
+    def zero_gradient(self) -> Check:
+        share = (self.gradient.flatten(1).abs().amax(1) == 0).float().mean().item()
+        kind = "an exact gradient" if self.kind == "exact" else f"a gradient {self.kind}"
+        detail = f"{share:.0%} of the examples have {kind} of zero"
+        return _check("zero-gradient", share > 0.05, "masked", detail, share=share)
+
+    def finite_differences(self) -> Check:
+        error = finite_difference_error(self.model, self.x[:4], self.y[:4], self.seed)
+        detail = f"exact gradient and central differences in float64 differ by {error:.2g} (relative, median)"
+        return _check("finite-differences", not error < 0.02, "inconclusive", detail, error=error)
+
+    def flat_loss(self) -> Check:
+        """Tell whether a step along the gradient raises the loss more than a random step of equal size does."""
+        rng = ExampleRng(self.seed, range(len(self.y)), "flat")
+        noise = self.threat.steepest(rng.normal(self.x.shape[1:], self.x))
+        along, random = (
+            cross_entropy(self.exact.logits(self.threat.project(self.x, self.x + self.threat.eps * direction)), self.y)
+            for direction in (self.threat.steepest(self.gradient), noise)
+        )
+        share = (along <= random).float().mean().item()
+        detail = f"for {share:.0%} of the examples a random step raises the loss as much as the gradient step"
+        return _check("flat-along-gradient", share > 0.25, "masked", detail, share=share)
+
+    def one_step_beats_many(self) -> Check:
+        single = self.survivors(self.exact, make("fgsm", self.threat.norm, {}))
+        return compare("one-step-beats-many", self.stands, single, "PGD", "FGSM", "masked")
+
+    def more_steps_lower(self) -> Check:
+        longer = self.survivors(self.exact, PGD(steps=4 * self.steps))
+        names = f"PGD-{self.steps}", f"PGD-{4 * self.steps}"
+        return compare("more-steps-lower", self.stands, longer, *names, "inconclusive")
+
+    def unbounded_eps_survivors(self) -> Check:
+        largest = {"linf": 1.0, "l2": self.x[0].numel() ** 0.5}[self.threat.norm]
+        wide = Threat(self.threat.norm, largest, self.threat.bounds)
+        attack = PGD(steps=2 * self.steps, step_size=largest / 4, restarts=2)
+        share = _mean(self.survivors(self.exact, attack, wide))
+        detail = f"{share:.0%} of the examples withstand PGD with all inputs allowed"
+        return _check("unbounded-eps-survivors", share > 0.02, "masked", detail, share=share, gap=share)
+
+    def best_white_box(self) -> list[bool]:
+        """Return what stands under PGD, APGD-CE and APGD-DLR; with surrogates, through each of `ATTACKED_BY` too."""
+        others = [kind for kind in ATTACKED_BY if kind != self.kind] if self.exact.kind.surrogate else []
+        white_boxes = [WhiteBoxModel(self.model, kind, votes=self.votes, seed=self.seed) for kind in others]
+        white = self.stands
+        for white_box in white_boxes:
+            white = _and(white, self.survivors(white_box, PGD(steps=self.steps)))
+        for name, white_box in itertools.product(("apgd-ce", "apgd-dlr"), [self.exact, *white_boxes]):
+            white = _and(white, self.survivors(white_box, make(name, self.threat.norm, {"steps": 2 * self.steps})))
+        return white
+
+    def square_beats_white_box(self, white: list[bool]) -> Check:
+        """Tell whether an attack without gradients turns what the best of three with gradients cannot."""
+        square = self.survivors(self.exact, make("square", self.threat.norm, {"queries": self.queries}))
+        names = "the best of PGD, APGD-CE and APGD-DLR", f"with Square-{self.queries} it is"
+        return compare("square-beats-white-box", white, _and(white, square), *names, "masked")
+
+    def transfer_beats_white_box(self, white: list[bool], source: nn.Module) -> Check:
+        """Tell whether another network's adversarial examples turn what this one's gradient cannot."""
+        attack = MIFGSM(steps=self.steps, early_exit=False)
+        rng = ExampleRng(self.seed, range(len(self.y)), "diagnosis")
+        proposal = attack.perturb(WhiteBoxModel(source), self.x, self.y, self.threat, rng)
+        both = _and(white, self.judged_stands(proposal.x_adv, self.threat))
+        names = "the best of PGD, APGD-CE and APGD-DLR", "with transfer it is"
+        return compare("transfer-beats-white-box", white, both, *names, "masked")
+
+    def own_gradient(self) -> Check:
+        """Hold the network's own backward pass against the traced one.
+
+        Where the trace has a surrogate in it there is no exact gradient: the network's own is another stand-in, not
+        a false one. If it is the weaker of the two, numbers measured through it overstate robustness all the same.
+        """
+        own = WhiteBoxModel(self.model, "exact", traced=False)
+        theirs = own.gradient(self.x, self.y, cross_entropy).gradient
+        same = torch.equal(theirs, self.gradient)
+        cosine = 1.0 if same else _cosine(theirs, self.gradient).mean().item()
+        if self.exact.kind.surrogate:
+            name, weak, strong = "weak-own-surrogate", "PGD through the network's own", f"through {self.kind}"
+            detail = (
+                f"steps have no exact gradient to follow: the network's own backward pass and {self.kind} are both "
+                f"stand-ins, with cosine {cosine:.3f}"
+            )
+        else:
+            name, weak, strong = "false-own-gradient", "PGD through it", "through the traced one"
+            detail = f"the network's own gradient has cosine {cosine:.3f} with the traced one"
+        if cosine > 0.99 or self.votes > 1:
+            return _check(name, False, "masked", detail, cosine=cosine, gap=0.0)
+        found = compare(name, self.survivors(own, PGD(steps=self.steps)), self.stands, weak, strong, "masked")
+        return found.model_copy(update={"detail": f"{detail}; {found.detail}"})
+
+    def rule_gradient(self) -> Check:
+        through_rule = self.survivors(WhiteBoxModel(self.model, "rule"), PGD(steps=self.steps))
+        names = "PGD through the rule", f"through the {self.kind} gradient"
+        return compare("rule-far-above-exact", through_rule, self.stands, *names, "masked")
+
+    def rule_alignment(self) -> Check:
+        rule = WhiteBoxModel(self.model, "rule").gradient(self.x, self.y, cross_entropy).gradient
+        cosines = _cosine(rule, self.gradient)
+        low, mid, high = torch.quantile(cosines, cosines.new_tensor([0.1, 0.5, 0.9])).tolist()
+        detail = f"cosine of rule and {self.kind} gradient: median {mid:.2f}, 10–90 % [{low:.2f}, {high:.2f}]"
+        return _check("rule-misaligned", mid < 0.5, "", detail, median=mid, low=low, high=high)
+
+    def has_steps(self) -> bool:
+        """Tell whether the forward pass holds thresholds or roundings that a surrogate could stand in for."""
+        return self.exact.kind.source == "exact" and stepped(self.model, self.x[:2])
+
+    def surrogate_beats_exact(self) -> Check:
+        soft = self.survivors(
+            WhiteBoxModel(self.model, SURROGATE, votes=self.votes, seed=self.seed), PGD(steps=self.steps)
+        )
+        names = "PGD through the exact gradient", f"through {SURROGATE}"
+        return compare("surrogate-beats-exact", self.stands, soft, *names, "masked")
+
+
+def finite_difference_error(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0, directions: int = 8) -> float:
+    """Return how far the exact gradient is from central differences in float64 along random directions.
+
+    The gradient is that of the traced forward pass (of the network itself where it cannot be traced), both
+    sides in float64, so that only rounding inside the network, thresholds or randomness can part them. Random
+    networks draw the same on both sides.
+
+    Args:
+        model: in eval mode.
+        x: [n, C, H, W], a few examples.
+        y: int64 [n].
+        seed: of the directions.
+        directions: per example.
+
+    Returns:
+        Median over examples and directions of |difference| / (|differential| + |central difference|).
+    """
+    try:
+        recorded: nn.Module = trace(model, x)
+    except Untraceable:
+        recorded = model
+    forward = _doubled(recorded)
+    generator = torch_generator(seed, "directions")
+    # Flat image regions put max pools and ReLUs exactly on their kinks, where no derivative exists: step off them.
+    noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+    start = laid_out(forward, (x.double() + 0.01 * (noise - 0.5)).clamp(0, 1))
+    step = 1e-6
+
+    def loss(point: Tensor) -> Tensor:
+        with drawing("differences", seed, x=x):
+            return cross_entropy(forward(point), y)
+
+    with torch.enable_grad():
+        point = start.clone().requires_grad_(True)
+        gradient = slope(loss(point).sum(), point)
+    if gradient is None:
+        gradient = torch.zeros_like(start)
+    errors = []
+    for _ in range(directions):
+        d = torch.randn(x.shape, generator=generator, dtype=start.dtype).to(x.device)
+        with torch.no_grad():
+            up, down = (loss(start + side * step * d) for side in (1, -1))
+        measured, predicted = (up - down) / (2 * step), (gradient * d).flatten(1).sum(1)
+        errors.append((measured - predicted).abs() / (measured.abs() + predicted.abs() + 1e-9))
+    return float(torch.stack(errors).median())
+
+
+def _doubled(forward: nn.Module) -> nn.Module:
+    """Return a copy in float64, also where a trace names float32 outright, as in `(u > 0).float()`."""
+    forward = copy.deepcopy(forward).double()
+    if isinstance(forward, fx.GraphModule):
+        for node in forward.graph.nodes:
+            node.args, node.kwargs = fx.node.map_aggregate(
+                (node.args, node.kwargs), lambda part: torch.float64 if part is torch.float32 else part
+            )
+        forward.recompile()
+    return forward
+
+
+def _check(name: str, fired: bool, implies: Implies, detail: str, **values: float) -> Check:
+    floats = {name: float(value) for name, value in values.items()}
+    return Check(name=name, fired=fired, implies=implies, detail=detail, values=floats)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    # In float64 and without a floor: the gradients of a network that is sure of itself are short, not false.
+    return F.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), dim=1, eps=1e-300)
+
+
+def _and(a: list[bool], b: list[bool]) -> list[bool]:
+    return [x and y for x, y in zip(a, b, strict=True)]
+
+
+def _mean(stands: list[bool]) -> float:
+    return sum(stands) / len(stands)

@@ -1,0 +1,94 @@
+"""Is the measured robustness real? Every check for gradient masking on one network."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_bio.attacks.access.mean_prediction import DRAWS, MeanPrediction, is_random
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.numerics import full_float32
+from robustbench_bio.diagnosis.checks import Checks
+from robustbench_bio.evaluation.judge import check_data, checked_logits
+from robustbench_bio.records.diagnosis import Diagnosis, verdict_on
+from robustbench_bio.records.gradient import Gradient
+from robustbench_bio.records.threat import Norm, Threat, check_eps
+
+
+class NothingToAttack(UserError):
+    """No example is classified correctly."""
+
+
+@full_float32()
+def diagnose(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    *,
+    norm: Norm = "linf",
+    eps: float = 8 / 255,
+    gradient: str = "exact",
+    source: nn.Module | None = None,
+    n_examples: int = 200,
+    steps: int = 20,
+    queries: int = 300,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Diagnosis:
+    """Look for gradient masking in a network before anybody believes its robustness.
+
+    The checks are those of AutoAttack (random output, zero gradients, range, few classes, Square or transfer beats
+    white-box), the classic ones (Athalye et al. 2018, arXiv:1802.00420; Carlini et al. 2019, arXiv:1902.06705), and
+    ours: the network's own backward pass, its rules' and that of a surrogate for its thresholds, each held against
+    the gradient of the traced forward pass, which finite differences in float64 confirm.
+
+    Args:
+        model: any module in eval mode, x [n, C, H, W] in [0, 1] → logits [n, K].
+        data: (x float32 [N, C, H, W] in [0, 1], y int64 [N]).
+        norm: "linf" or "l2".
+        eps: radius in input units.
+        gradient: of the white-box attacks: "exact", "eot:K" for a random network, or "surrogate:NAME" for one with
+            thresholds, whose own backward pass is then another stand-in: weak perhaps, but not false.
+        source: another network for the same data, whose adversarial examples are tried on this one.
+        n_examples: correctly classified examples to look at, the first ones.
+        steps: of PGD; the check for unfinished attacks takes four times as many.
+        queries: of Square.
+        seed: of every draw.
+        progress: called before every check with checks done, checks in all, and the name of the next.
+
+    Raises:
+        UserError: network or data cannot be used, or no example is classified correctly.
+    """
+    started = time.perf_counter()
+    if norm not in ("linf", "l2"):
+        raise UserError(f"expected norm linf or l2 for a diagnosis, got {norm!r}")
+    threat, kind = Threat(norm, check_eps(eps, norm)), Gradient.read(gradient)
+    if kind.source == "rule":
+        raise UserError(f"expected gradient exact, eot:K or surrogate:NAME to hold others against, got {gradient!r}")
+    x, y = data
+    check_data(x, y)
+    if any(module.training for module in model.modules()):
+        raise UserError("expected the model in eval mode, got one in train mode: call model.eval()")
+    votes = DRAWS if kind.draws and is_random(model, x[:8]) else 1
+    judged = MeanPrediction(model, votes, seed, "judge") if votes > 1 else model
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # a random network draws from it
+        right, logits = _first_right(judged, x, y.long(), n_examples)
+        probe = Checks(model, judged, x[right], y[right].long(), logits, threat, kind, votes, steps, queries, seed)
+        checks = probe.all(source, progress or (lambda *_: None))
+    verdict, reason = verdict_on(checks)
+    return Diagnosis(verdict=verdict, reason=reason, checks=checks, n=len(right), seconds=time.perf_counter() - started)
+
+
+def _first_right(model: nn.Module, x: Tensor, y: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """Return the rows of the first correctly classified examples, and their logits."""
+    rows: list[Tensor] = []
+    found: list[Tensor] = []
+    for first in range(0, len(y), 256):
+        logits = checked_logits(model, x[first : first + 256], y[first : first + 256])
+        right = (logits.argmax(1) == y[first : first + 256]).nonzero().flatten()
+        rows, found = [*rows, right + first], [*found, logits[right]]
+        if sum(map(len, rows)) >= wanted:
+            break
+    if sum(map(len, rows)) == 0:
+        raise NothingToAttack("expected at least one correctly classified example, got none: nothing to attack")
+    return torch.cat(rows)[:wanted], torch.cat(found)[:wanted]

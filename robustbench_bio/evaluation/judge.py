@@ -1,0 +1,171 @@
+"""The gate before an attack and the judge after it: what makes a robustness number believable."""
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_bio.attacks import Attack, WhiteBoxModel
+from robustbench_bio.attacks.access.mean_prediction import TOLERANCE, MeanPrediction
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Threat
+
+#: What to do about a network that answers differently to the same input.
+REMEDY = "the network is random, ask for the mean over its draws with gradient eot:20"
+
+#: Examples on which the gate asks its questions.
+PROBES = 8
+
+
+class AttackViolation(RuntimeError):
+    """An attack proposed something outside the threat model, or changed the network: a bug in the attack."""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a hash of every parameter and buffer and of the architecture as the module prints it."""
+    digest = hashlib.sha256(repr(model).encode())
+    digest.update(getattr(model, "description", "").encode())
+    for name, tensor in _state(model):
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def check_data(x: Tensor, y: Tensor) -> None:
+    """Raise `UserError` unless x is float32 [N, C, H, W] within [0, 1] and y is an integer label for each row."""
+    if x.ndim != 4 or x.dtype != torch.float32:
+        raise UserError(f"expected x as float32 [N, C, H, W], got {x.dtype} {tuple(x.shape)}")
+    if len(x) == 0:
+        raise UserError("expected at least one example, got an empty slice")
+    if y.shape != (len(x),) or y.is_floating_point() or y.dtype == torch.bool:
+        raise UserError(f"expected y as integers [{len(x)}], got {y.dtype} {tuple(y.shape)}")
+    if not torch.isfinite(x).all():
+        raise UserError("expected finite inputs, got NaN or infinity in x")
+    low, high = x.min().item(), x.max().item()
+    if low < 0 or high > 1:
+        raise UserError(
+            f"expected inputs in [0, 1], got [{low:.3g}, {high:.3g}]: put the normalisation inside the model"
+        )
+
+
+def checked_logits(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Return the model's float32 logits [n, K] at x, or raise `UserError` if they cannot be judged."""
+    with torch.no_grad():
+        logits = model(x)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"expected logits [{len(x)}, K] from the model, got {got}")
+    if not torch.isfinite(logits).all():
+        raise UserError("expected finite logits, got NaN or infinity: the network cannot be judged")
+    classes = logits.shape[1]
+    if classes < 2:
+        raise UserError(f"expected at least two classes, got logits {tuple(logits.shape)}")
+    if int(y.min()) < 0 or int(y.max()) >= classes:
+        raise UserError(f"expected labels in 0…{classes - 1} for {classes} logits, got {int(y.min())}…{int(y.max())}")
+    return logits.float()
+
+
+def gate(model: nn.Module, attack: Attack, white_box: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat) -> None:
+    """Check on a few examples what so many evaluations got wrong; raise at the first failure.
+
+    Eval mode everywhere; finite logits of the right shape; the same input gives the same logits twice and in
+    any batch (a random network, as `MeanPrediction`, the same answer twice in the same batch); the attack at eps = 0
+    proposes x itself.
+
+    Args:
+        model: the network.
+        attack: the attack that will run.
+        white_box: what that attack may ask.
+        x: [n, C, H, W] in [0, 1]; the first few rows are used.
+        y: int64 [n]; every label must have a logit.
+        threat: the threat model; only its norm and bounds matter here.
+
+    Raises:
+        UserError: the network cannot be evaluated as it is.
+        AttackViolation: the attack moves inputs that it may not move.
+    """
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # a random network draws from it
+        _gate(model, attack, white_box, x, y, threat)
+
+
+def _gate(model: nn.Module, attack: Attack, white_box: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat) -> None:
+    training = _in_train_mode(model)
+    if training:
+        raise UserError(f"expected the model in eval mode, got {training[0]!r} in train mode: call model.eval()")
+    x = x[:PROBES]
+    logits = checked_logits(model, x, y)
+    y = y[:PROBES]
+    scale = logits.std().item() + 1e-6
+    if (checked_logits(model, x, y) - logits).abs().max().item() > TOLERANCE * scale:
+        raise UserError(
+            "expected the same logits for the same input, got different ones: "
+            + (
+                "the network draws from something else than torch's generator"
+                if isinstance(model, MeanPrediction)
+                else REMEDY
+            )
+        )
+    if not isinstance(model, MeanPrediction):
+        _check_batches(model, x, y, logits)
+    nothing = Threat(threat.norm, 0.0, threat.bounds)
+    proposal = attack.brief().perturb(white_box, x[:2], y[:2], nothing, ExampleRng(0, [0, 1][: len(x)], "gate"))
+    if not torch.equal(proposal.x_adv, x[:2]):
+        raise AttackViolation(f"{attack} moved an input at eps = 0")
+
+
+def _check_batches(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> None:
+    """Raise `UserError` if the logits of an example depend on the examples beside it."""
+    flipped = checked_logits(model, x.flip(0), y.flip(0)).flip(0)
+    alone = checked_logits(model, x[:1], y[:1])
+    moved = max((flipped - logits).abs().max().item(), (alone - logits[:1]).abs().max().item())
+    if moved > TOLERANCE * (logits.std().item() + 1e-6):
+        raise UserError(
+            f"expected logits that do not depend on the rest of the batch, they moved by {moved:.3g}: "
+            "is a normalisation layer using batch statistics?"
+        )
+
+
+def _in_train_mode(model: nn.Module) -> list[str]:
+    return [name or type(module).__name__ for name, module in model.named_modules() if module.training]
+
+
+def judge(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+    """Return prediction and perturbation size of each proposal, both recomputed in float32 from scratch.
+
+    Args:
+        model: the untouched network.
+        x: [n, C, H, W] clean inputs.
+        x_adv: [n, C, H, W] proposals.
+        y: int64 [n].
+        threat: what is allowed.
+
+    Returns:
+        Predicted labels int64 [n], perturbation sizes float32 [n].
+
+    Raises:
+        AttackViolation: a proposal is not a legal input, nothing is ever clipped silently; or the attack left
+            the network in train mode.
+    """
+    if training := _in_train_mode(model):
+        raise AttackViolation(f"the attack left {training[0]!r} in train mode")
+    if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+        raise AttackViolation(f"expected {x.dtype} {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}")
+    if not torch.isfinite(x_adv).all():
+        raise AttackViolation("a proposal holds NaN or infinity")
+    size = threat.size(x_adv - x)
+    legal = threat.contains(x, x_adv)
+    if not legal.all():
+        worst = size[~legal].max().item()
+        raise AttackViolation(
+            f"{int((~legal).sum())} of {len(x)} proposals leave the threat model: "
+            f"largest {threat.norm} size {worst:.8g} for eps {threat.eps:.8g}, "
+            f"values in [{x_adv.min().item():.8g}, {x_adv.max().item():.8g}]"
+        )
+    return checked_logits(model, x_adv, y).argmax(1), size

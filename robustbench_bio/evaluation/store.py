@@ -1,0 +1,111 @@
+"""An append-only folder of results, keyed by what was measured."""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.files import write_atomically
+from robustbench_bio.records.base import R, Record
+from robustbench_bio.records.result import EvalSpec, Outcomes, Result
+
+
+class Store:
+    """Results of finished measurements, and the finished batches of unfinished ones.
+
+    Layout: `ROOT/<model>/<dataset>/<attack>-<norm>-<gradient>-<key>.json`, and beside it, while a measurement
+    runs, a folder `….parts` with one file per batch. Each file carries the hash of its content, which is
+    checked when it is read.
+
+    Args:
+        root: the folder; created at the first write.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def path(self, spec: EvalSpec) -> Path:
+        """Return where the result of `spec` lies once it is finished."""
+        name = f"{spec.attack}-{spec.norm}-{_plain(spec.gradient)}-{spec.key()[:16]}.json"
+        return self.root / _plain(spec.model) / _plain(spec.dataset) / name
+
+    def check_writable(self) -> None:
+        """Raise `UserError` now rather than after the work if nothing can be written below the root."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot write {self.root}: {error.strerror}: name another folder with --out") from None
+
+    def get(self, spec: EvalSpec) -> Result | None:
+        """Return the finished result of `spec`, or None.
+
+        Raises:
+            UserError: there is a file, but it was damaged or edited, or the folder cannot be read.
+        """
+        path = self.path(spec)
+        try:
+            if not path.is_file():
+                return None
+        except OSError as error:
+            raise UserError(f"cannot read {path.parent}: {error.strerror}: name another folder with --out") from None
+        result = _unseal(Result, path)
+        if result is None or result.spec != spec or len(result.outcomes_record) != spec.n:
+            raise UserError(f"{path} does not match its own hash or spec: it was damaged or edited, delete it")
+        return result.model_copy(update={"from_store": True})
+
+    def put(self, result: Result) -> Path:
+        """Write a finished result, forget its parts, and return its path."""
+        path = self.path(result.spec)
+        write_atomically(path, _seal(result))
+        shutil.rmtree(self._parts(result.spec), ignore_errors=True)
+        return path
+
+    def put_part(self, spec: EvalSpec, outcomes: Outcomes) -> None:
+        """Write the outcomes of one finished batch."""
+        write_atomically(self._parts(spec) / f"{outcomes.sha256()[:16]}.json", _seal(outcomes))
+
+    def parts(self, spec: EvalSpec) -> list[Outcomes]:
+        """Return the finished batches of an unfinished measurement; files that fail their hash are skipped."""
+        found = (_unseal(Outcomes, path) for path in sorted(self._parts(spec).glob("*.json")))
+        return [part for part in found if part is not None]
+
+    def recall(self, question: Record, name: str, cls: type[R]) -> R | None:
+        """Return what `remember` kept as the answer to a question; None where it kept nothing, or it was edited."""
+        return _unseal(cls, self._memory(question, name))
+
+    def remember(self, question: Record, name: str, answer: Record) -> None:
+        """Keep an answer that can be worked out again, such as a diagnosis, beside the results."""
+        write_atomically(self._memory(question, name), _seal(answer))
+
+    def _memory(self, question: Record, name: str) -> Path:
+        return self.root / "diagnoses" / f"{_plain(name)}-{question.sha256()[:16]}.json"
+
+    def _parts(self, spec: EvalSpec) -> Path:
+        return self.path(spec).with_suffix(".parts")
+
+
+def _plain(name: str) -> str:
+    """Return a name that is one safe folder; the key tells apart what this makes equal."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "_"
+
+
+def _seal(record: Record) -> bytes:
+    body = record.canonical()
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    return f'{{"sha256":"{digest}","record":{body}}}\n'.encode()
+
+
+def _unseal(cls: type[R], path: Path) -> R | None:
+    try:
+        sealed = json.loads(path.read_bytes())
+        record = cls.model_validate(sealed["record"])
+        return record if record.sha256() == sealed["sha256"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError):
+        return None

@@ -1,0 +1,168 @@
+"""Where the networks and entries of boards lie, and how they are read: the catalog's folders or others."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Self
+
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
+from robustbench_bio.datasets import open_dataset
+from robustbench_bio.diagnosis.grid import Cell, applies, planned, stood_in
+from robustbench_bio.nets.base import Net
+from robustbench_bio.records.base import read_toml
+from robustbench_bio.records.board import Board
+from robustbench_bio.records.card import ModelCard, TrainedNet
+from robustbench_bio.records.entry import Entry
+from robustbench_bio.records.motifs import AnyGenotype, read_genotype
+from robustbench_bio.records.result import EvalSpec
+from robustbench_bio.records.threat import format_eps
+from robustbench_bio.zoo import catalog
+from robustbench_bio.zoo import loading as zoo
+
+
+@dataclass(frozen=True)
+class Folders:
+    """The folders of networks and boards.
+
+    Attributes:
+        models: cards, with `weights` and `genotypes` below.
+        leaderboards: boards, with a folder of entries for each.
+    """
+
+    models: Path
+    leaderboards: Path
+
+    @classmethod
+    def of(cls, zoo: Path | None = None, leaderboards: Path | None = None) -> Self:
+        """Return the folders given, the catalog's where none is."""
+        return cls(zoo or catalog.data_folder("models"), leaderboards or catalog.data_folder("leaderboards"))
+
+    def models_like(self, patterns: str) -> list[str]:
+        """Return the models whose ids match comma-separated patterns with *, each once.
+
+        Raises:
+            UserError: a pattern that none matches.
+        """
+        known = sorted(path.stem for path in self.models.glob("*.toml"))
+        found: list[str] = []
+        for pattern in (part.strip() for part in patterns.split(",")):
+            matches = [model for model in known if fnmatchcase(model, pattern)]
+            if not matches:
+                raise UserError(unknown("model", pattern, known))
+            found += matches
+        return list(dict.fromkeys(found))
+
+    def card(self, model: str) -> ModelCard | None:
+        """Return the card of a model; None where there is none."""
+        path = self.models / f"{model}.toml"
+        if not path.is_file():
+            return None
+        found = read_toml(ModelCard, path)
+        if found.id != model:
+            raise UserError(f"{path}: field 'id': expected the file's name {model!r}, got {found.id!r}")
+        return found
+
+    def cells(self, card: ModelCard, dataset: str) -> AnyGenotype | None:
+        """Return the genotype that a card's network for a data set names; None where it names none."""
+        name = {**card.net, **card.datasets[dataset].net}.get("genotype")
+        return None if name is None else self.genotype(str(name))
+
+    def genotype(self, name: str) -> AnyGenotype:
+        """Return a genotype of cells or of motifs by name, from these folders or from the catalog.
+
+        Raises:
+            UserError: no such genotype; a name that is a path.
+        """
+        if name in {path.stem for path in (self.models / "genotypes").glob("*.toml")}:
+            return read_genotype(self.models / "genotypes" / f"{name}.toml")
+        if name not in catalog.genotype_names():
+            raise UserError(unknown("genotype", name, catalog.genotype_names()))
+        return catalog.any_genotype(name)
+
+    def weights(self, card: ModelCard, dataset: str) -> Path:
+        """Return where the weights of a card's network lie.
+
+        Raises:
+            UserError: the card names none.
+        """
+        entry = self.trained(card, dataset)
+        if entry.weights is None:
+            raise UserError(f"model {card.id} has a recipe for {dataset} but no weights yet: train it first")
+        return self.models / "weights" / entry.weights
+
+    def trained(self, card: ModelCard, dataset: str) -> TrainedNet:
+        """Return a card's network for a data set, or raise `UserError`."""
+        if dataset not in card.datasets:
+            there = ", ".join(sorted(card.datasets)) or "none"
+            raise UserError(f"card {card.id}: expected a network for {dataset}, got {there}: add [datasets.{dataset}]")
+        return card.datasets[dataset]
+
+    def network(self, card: ModelCard, dataset: str) -> Net:
+        """Return a card's network with its weights, in eval mode on the CPU."""
+        path, entry = self.weights(card, dataset), self.trained(card, dataset)
+        net = zoo.network(card, entry, open_dataset(dataset), self.cells(card, dataset))
+        zoo.load_weights(net, path, entry.weights_sha256)
+        return net.eval()
+
+    def board(self, name: str) -> Board:
+        """Return a board by name."""
+        return catalog.board(name, self.leaderboards)
+
+    def boards(self, name: str | None = None) -> list[Board]:
+        """Return one board by name, or all of them."""
+        return [self.board(one) for one in ([name] if name else catalog.board_names(self.leaderboards))]
+
+    def entry_files(self, board: str, models: str = "*") -> list[Path]:
+        """Return the files of a board's entries whose model matches one of the comma-separated patterns.
+
+        Raises:
+            UserError: there are entries, but a pattern matches none.
+        """
+        files = catalog.entry_files(board, self.leaderboards)
+        for pattern in (parts := [part.strip() for part in models.split(",")]):
+            if files and not any(fnmatchcase(path.stem, pattern) for path in files):
+                raise UserError(unknown(f"entry of board {board}", pattern, [path.stem for path in files]))
+        return [path for path in files if any(fnmatchcase(path.stem, pattern) for pattern in parts)]
+
+    def entries(self, board: str) -> list[Entry]:
+        """Return the entries of a board, in alphabetical order."""
+        return [catalog.entry(path) for path in self.entry_files(board)]
+
+    def entry_path(self, board: str, model: str) -> Path:
+        """Return where the entry of a model lies."""
+        return self.leaderboards / board / f"{model}.json"
+
+
+def cells_of(board: Board) -> tuple[Cell, ...]:
+    """Return the measurements that a board asks for, each once: those of its preset, then those of its curve."""
+    std = open_dataset(board.dataset).std
+    sigma = sum(std) / len(std)
+    presets = [board.preset, *([board.curve] if board.curve else [])]
+    found = {(cell.column(), cell.gradient): cell for name in presets for cell in planned(catalog.preset(name), sigma)}
+    return tuple(found.values())
+
+
+def asked_of(net: Net, cells: Sequence[Cell]) -> list[Cell]:
+    """Return the measurements that a network can be put to, see `grid.applies`."""
+    return [cell for cell in stood_in(cells) if applies(cell, net)]
+
+
+def named(spec: EvalSpec) -> str:
+    """Return what people call a measurement; a board asks for no two of one name."""
+    return f"{spec.attack} {spec.norm} {format_eps(spec.eps, spec.norm)} {spec.gradient}"
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None

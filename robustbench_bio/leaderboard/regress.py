@@ -1,0 +1,312 @@
+"""Did a change make networks less robust? Paired tests against a baseline of entries, example by example."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from torch import nn
+
+from robustbench_bio.attacks import rules_of
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
+from robustbench_bio.core.stats import mcnemar
+from robustbench_bio.leaderboard.folders import Folders, named
+from robustbench_bio.leaderboard.remeasure import Slice, measure
+from robustbench_bio.records.entry import Entry, Measured
+from robustbench_bio.records.gradient import Gradient
+from robustbench_bio.zoo import catalog
+
+Progress = Callable[[int, int, str], None]
+
+#: What is asked of each network.
+CLEAN, WORST = "clean", "worst case"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a drop is a regression: where it is both significant and notable.
+
+    Attributes:
+        alpha: chance of a false alarm over all tests of a call (Holm 1979).
+        min_drop: smallest drop that counts, in points of accuracy.
+    """
+
+    alpha: float = 0.05
+    min_drop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise UserError(f"expected alpha in (0, 1), got {self.alpha:g}")
+        if not 0 <= self.min_drop <= 100:
+            raise UserError(f"expected min-drop in points, 0 to 100, got {self.min_drop:g}")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same examples before and after a change.
+
+    Attributes:
+        model: network.
+        question: `CLEAN` or `WORST`.
+        before: which examples stood in the baseline.
+        after: which stand now.
+    """
+
+    model: str
+    question: str
+    before: list[bool]
+    after: list[bool]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one network in one respect.
+
+    Attributes:
+        pair: the outcomes.
+        p: one-sided exact McNemar p for "stood more often before", after Holm's correction over all tests.
+        regression: whether the drop is significant and notable.
+    """
+
+    pair: Pair
+    p: float
+    regression: bool
+
+    @property
+    def before(self) -> float:
+        """Accuracy in the baseline."""
+        return sum(self.pair.before) / len(self.pair.before)
+
+    @property
+    def after(self) -> float:
+        """Accuracy now."""
+        return sum(self.pair.after) / len(self.pair.after)
+
+    @property
+    def lost(self) -> int:
+        """Examples that stood before and do not now."""
+        return sum(b and not a for b, a in zip(self.pair.before, self.pair.after, strict=True))
+
+    @property
+    def won(self) -> int:
+        """Examples that stand now and did not before."""
+        return sum(a and not b for b, a in zip(self.pair.before, self.pair.after, strict=True))
+
+    def line(self) -> str:
+        """Return what changed in one line."""
+        return (
+            f"{self.pair.model}: {self.pair.question} {100 * self.before:.1f} % to {100 * self.after:.1f} % "
+            f"(n = {len(self.pair.before)}, {self.lost} lost, {self.won} won, p = {self.p:.2g})"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All changes of a call.
+
+    Attributes:
+        changes: two for each network.
+        limits: what counts as a regression.
+        left_out: network → why it was not compared.
+    """
+
+    changes: list[Change]
+    limits: Limits
+    left_out: dict[str, str]
+
+    @property
+    def regressions(self) -> list[Change]:
+        """The changes that are regressions."""
+        return [change for change in self.changes if change.regression]
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm 1979), in the order given."""
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    corrected, highest = [1.0] * len(values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[i]))
+        corrected[i] = highest
+    return corrected
+
+
+def judged(pairs: Sequence[Pair], limits: Limits, left_out: dict[str, str] | None = None) -> Comparison:
+    """Return which drops are regressions.
+
+    Raises:
+        UserError: nothing to compare.
+    """
+    if not pairs:
+        reasons = "; ".join(f"{model}: {reason}" for model, reason in (left_out or {}).items())
+        raise UserError(f"expected a network on both sides, got none{': ' if reasons else ''}{reasons}")
+    values = holm([mcnemar(pair.before, pair.after) for pair in pairs])
+    changes = []
+    for pair, p in zip(pairs, values, strict=True):
+        drop = 100 * (sum(pair.before) - sum(pair.after)) / len(pair.before)
+        changes.append(Change(pair, p, p < limits.alpha and drop >= limits.min_drop - 1e-9))
+    return Comparison(changes, limits, left_out or {})
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a baseline is compared.
+
+    Attributes:
+        attacks: comma-separated patterns of attacks, of those at the board's radius.
+        n_examples: first so many examples.
+        fraction: a random part of the examples, instead.
+        seed: of that part.
+    """
+
+    attacks: str = "*"
+    n_examples: int | None = None
+    fraction: float | None = None
+    seed: int = 0
+
+    def rows(self, n: int) -> list[int]:
+        """Return places of the examples to compare, of n."""
+        if self.n_examples is not None and self.fraction is not None:
+            raise UserError("expected one of --n-examples and --fraction, got both")
+        if self.fraction is not None:
+            if not 0 < self.fraction <= 1:
+                raise UserError(f"expected a fraction in (0, 1], got {self.fraction:g}")
+            draw = random.Random(f"{self.seed}|rows")  # noqa: S311
+            return sorted(draw.sample(range(n), max(1, round(self.fraction * n))))
+        if self.n_examples is not None and not 1 <= self.n_examples <= n:
+            raise UserError(f"expected n-examples in 1..{n}, as many as the baseline has, got {self.n_examples}")
+        return list(range(self.n_examples or n))
+
+    def measurements(self, entry: Entry) -> list[Measured]:
+        """Return the measurements of an entry to compare, those that rank it.
+
+        Raises:
+            UserError: no attack is called that.
+        """
+        ranking = [m for m in entry.measurements if (m.spec.norm, m.spec.eps) == entry.threat]
+        patterns = [part.strip() for part in self.attacks.split(",")]
+        found = [m for m in ranking if any(fnmatchcase(m.spec.attack, pattern) for pattern in patterns)]
+        if not found:
+            known = sorted({m.spec.attack for m in ranking})
+            raise UserError(unknown(f"attack of {entry.model}'s entry", self.attacks, known))
+        return found
+
+
+def read_entries(folder: Path, models: str = "*") -> dict[str, Entry]:
+    """Return model → entry for the files of a folder whose names match comma-separated patterns.
+
+    Raises:
+        UserError: no such folder, no such entry, or one that is not valid.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise UserError(f"expected a folder of entries such as leaderboards/digits-linf, got {folder} without any")
+    chosen = [f for f in files if any(fnmatchcase(f.stem, part.strip()) for part in models.split(","))]
+    if not chosen:
+        raise UserError(unknown("entry", models, [file.stem for file in files]))
+    return {file.stem: catalog.entry(file) for file in chosen}
+
+
+def paired(entry: Entry, net: nn.Module, part: Part, progress: Callable[[str], None] | None = None) -> list[Pair]:
+    """Measure a network again as an entry says and return the examples before and after.
+
+    Args:
+        entry: of the baseline.
+        net: what is to stand in its place now, in eval mode.
+        part: what is compared.
+        progress: called with the name of each measurement before it starts.
+
+    Raises:
+        UserError: the data is not what the entry was measured on, or the network cannot be evaluated.
+    """
+    spec = entry.measurements[0].spec
+    data, rows = Slice.of(spec.dataset, entry.n), part.rows(entry.n)
+    if data.sha256() != spec.data_sha256:
+        raise UserError(f"entry {entry.model} was measured on other examples of {spec.dataset}: renew the baseline")
+    chosen = [m for m in part.measurements(entry) if Gradient.read(m.spec.gradient).source != "rule" or rules_of(net)]
+    if not chosen:
+        raise UserError(f"expected an attack with the exact gradient on {entry.model}, which has no rules: got none")
+    before = [True] * len(rows)
+    after, clean = list(before), list(before)
+    for measured in chosen:
+        if progress:
+            progress(named(measured.spec))
+        old, new = measured.robust_correct(), measure(net, measured.spec, data, rows)
+        before = [b and old[row] for b, row in zip(before, rows, strict=True)]
+        after = [a and outcome.robust for a, outcome in zip(after, new, strict=True)]
+        clean = [outcome.clean for outcome in new]
+    was_clean = entry.measurements[0].clean_correct()
+    return [
+        Pair(entry.model, CLEAN, [was_clean[row] for row in rows], clean),
+        Pair(entry.model, WORST, before, after),
+    ]
+
+
+def against_checkout(
+    baseline: Path, folders: Folders, *, models: str = "*", part: Part | None = None, limits: Limits | None = None,
+    progress: Progress | None = None,
+) -> Comparison:  # fmt: skip
+    """Measure the networks of the zoo again and compare them with a baseline's entries.
+
+    Args:
+        baseline: folder of entries.
+        folders: where the networks are now.
+        models: which entries, by comma-separated patterns.
+        part: what is compared, by default everything that ranks.
+        limits: what counts as a regression.
+        progress: called with networks done, their number, and what runs now.
+    """
+    part, limits = part or Part(), limits or Limits()
+    entries = read_entries(baseline, models)
+    pairs: list[Pair] = []
+    left_out: dict[str, str] = {}
+    for done, (model, entry) in enumerate(entries.items()):
+        dataset = entry.measurements[0].spec.dataset
+        card = folders.card(model)
+        if card is None or dataset not in card.datasets:
+            left_out[model] = "not in the zoo any more"
+            continue
+
+        def report(what: str, done: int = done, model: str = model) -> None:
+            if progress:
+                progress(done, len(entries), f"{model}: {what}")
+
+        pairs += paired(entry, folders.network(card, dataset), part, report)
+    return judged(pairs, limits, left_out)
+
+
+def between(
+    baseline: Path, candidate: Path, *, models: str = "*", part: Part | None = None, limits: Limits | None = None
+) -> Comparison:
+    """Compare two folders of entries; nothing is measured.
+
+    Raises:
+        UserError: entries that were not measured alike, or on other examples.
+    """
+    part, limits = part or Part(), limits or Limits()
+    old, new = read_entries(baseline, models), read_entries(candidate, models)
+    left_out = dict.fromkeys(old.keys() - new.keys(), "not in the candidate")
+    left_out |= dict.fromkeys(new.keys() - old.keys(), "not in the baseline")
+    pairs: list[Pair] = []
+    for model in [model for model in old if model in new]:
+        before, after = old[model], new[model]
+        rows = part.rows(before.n)
+        ours, theirs = (part.measurements(entry) for entry in (before, after))
+        if sorted(map(_asked, ours)) != sorted(map(_asked, theirs)):
+            raise UserError(f"entries of {model} were measured by different attacks or on other examples: renew one")
+        columns = [
+            (entry.measurements[0].clean_correct(), _all(found)) for entry, found in ((before, ours), (after, theirs))
+        ]
+        for question, was, now in zip((CLEAN, WORST), *columns, strict=True):
+            pairs.append(Pair(model, question, [was[row] for row in rows], [now[row] for row in rows]))
+    return judged(pairs, limits, dict(sorted(left_out.items())))
+
+
+def _asked(measured: Measured) -> str:
+    spec = measured.spec
+    return f"{named(spec)} {sorted(spec.params.items())} {spec.data_sha256}"
+
+
+def _all(measurements: Sequence[Measured]) -> list[bool]:
+    return [all(row) for row in zip(*(m.robust_correct() for m in measurements), strict=True)]

@@ -1,0 +1,249 @@
+"""Measuring again what an entry claims, on some of its examples, and telling lies from rounding."""
+
+import base64
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_bio.attacks import WhiteBoxModel, make
+from robustbench_bio.attacks.access.surrogate import followed
+from robustbench_bio.core.rng import ExampleRng, torch_generator
+from robustbench_bio.datasets import load_examples
+from robustbench_bio.datasets.tensors import tensors
+from robustbench_bio.evaluation.evaluate import data_hash, evaluate
+from robustbench_bio.evaluation.judge import checked_logits
+from robustbench_bio.nets import cost
+from robustbench_bio.nets.base import Net
+from robustbench_bio.records.entry import Gallery, Measured
+from robustbench_bio.records.result import EvalSpec
+from robustbench_bio.records.threat import Threat
+from robustbench_bio.rules import RuleSet
+
+#: Values are moved by at most this before an attack is repeated: some units in the last place of values near 1.
+NUDGE = 1e-6
+
+#: How often an attack is repeated on an example whose outcome differs, before the difference counts: so many times with
+#: moved values, and as often with other draws.
+REPEATS = 8
+
+#: Two logits are equal but for rounding if they differ by at most this times the spread of all.
+SLACK = 1e-4
+
+#: Side of a gallery's perturbation in steps: int8.
+_STEPS = 127
+
+#: Bytes of a gallery's images; ImageNet's are shown in smaller number.
+_GALLERY = 400_000
+
+
+class Outcome(NamedTuple):
+    """Of one example: is it right clean, and is it right clean and attacked?"""
+
+    clean: bool
+    robust: bool
+
+    def __str__(self) -> str:
+        return "stands" if self.robust else "falls" if self.clean else "is wrong clean"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The examples that a board measures on.
+
+    Attributes:
+        x: float32 [N, C, H, W] in [0, 1].
+        y: int64 [N].
+        ids: row of each in its split.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: list[int]
+
+    @classmethod
+    def of(cls, dataset: str, n: int) -> Self:
+        """Return the first n test examples of a data set.
+
+        Raises:
+            UserError: the data is not here, or has fewer.
+        """
+        examples = load_examples(dataset, "test", n)
+        return cls(*tensors(examples), examples.ids.tolist())
+
+    def sha256(self) -> str:
+        """Return the hash that specs carry."""
+        return data_hash(self.x, self.y, self.ids)
+
+
+def measure(net: nn.Module, spec: EvalSpec, data: Slice, rows: Sequence[int], nudge: int = 0) -> list[Outcome]:
+    """Return the outcomes of some examples under what a spec asks.
+
+    Each example draws from its own stream, so that it has the outcome here that it had among all.
+
+    Args:
+        net: in eval mode.
+        spec: what is asked; its network and number of examples do not matter.
+        data: the board's examples.
+        rows: places in `data`.
+        nudge: 0 for the examples as they are; k for the kth way to move their values by up to `NUDGE`.
+    """
+    index = torch.tensor(list(rows))
+    x = data.x[index]
+    if nudge:
+        generator = torch_generator(spec.seed, "nudge", nudge)
+        shift = torch.rand(data.x.shape, generator=generator)[index] * 2 - 1
+        x = (x + NUDGE * shift).clamp(0, 1)
+    params: dict[str, Any] = make(spec.attack, spec.norm, dict(spec.params)).params
+    found = evaluate(
+        net, (x, data.y[index]), attack=spec.attack, norm=spec.norm, eps=spec.eps, gradient=spec.gradient,
+        seed=spec.seed, precision=spec.precision, ids=[data.ids[row] for row in rows],
+        names=(spec.model, spec.dataset, spec.split), **params,
+    ).outcomes_record  # fmt: skip
+    return [Outcome(*pair) for pair in zip(found.clean_correct(), found.robust_correct(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An example whose outcome here is not the claimed one.
+
+    Attributes:
+        row: its place among the board's examples.
+        claimed: what the entry says.
+        found: what came of the same attack here.
+        close: whether the claimed outcome came in one of the repetitions: rounding or the draws' luck decides it.
+    """
+
+    row: int
+    claimed: Outcome
+    found: Outcome
+    close: bool
+
+
+def differences(net: nn.Module, measured: Measured, data: Slice, rows: Sequence[int]) -> list[Difference]:
+    """Measure some examples of a claim again and return those that differ.
+
+    Processors add up floats in different orders, and an attack of many steps magnifies that, so an honest outcome can
+    differ on another machine. Mostly values moved by rounding's size show it; but flat regions of an image make ties,
+    in max pools above all, which one kernel always breaks in one way and another in another: other draws show that.
+    """
+    pairs = zip(measured.clean_correct(), measured.robust_correct(), strict=True)
+    claims = [Outcome(*pair) for pair in pairs]
+    found = dict(zip(rows, measure(net, measured.spec, data, rows), strict=True))
+    doubtful = [row for row in rows if found[row] != claims[row]]
+    close: set[int] = set()
+    spec = measured.spec
+    others = [spec.model_copy(update={"seed": spec.seed + i}) for i in range(1, REPEATS + 1)]
+    for asked, nudge in [*((spec, i) for i in range(1, REPEATS + 1)), *((other, 0) for other in others)]:
+        left = [row for row in doubtful if row not in close]
+        if not left:
+            break
+        again = measure(net, asked, data, left, nudge)
+        close |= {row for row, outcome in zip(left, again, strict=True) if outcome == claims[row]}
+    return [Difference(row, claims[row], found[row], row in close) for row in doubtful]
+
+
+def certain_answers(net: nn.Module, data: Slice) -> list[bool | None]:
+    """Tell for each example whether it is classified correctly; None where rounding could decide."""
+    starts = range(0, len(data.y), 256)
+    batches = [(data.x[i : i + 256], data.y[i : i + 256]) for i in starts]
+    logits = torch.cat([checked_logits(net, x, y) for x, y in batches])
+    first, second = logits.topk(2).values.unbind(1)
+    certain = first - second > SLACK * (logits.std() + 1e-6)
+    right = logits.argmax(1) == data.y
+    return [bool(r) if sure else None for r, sure in zip(right.tolist(), certain.tolist(), strict=True)]
+
+
+def gallery(net: nn.Module, data: Slice, threat: Threat, seed: int, n: int = 8) -> Gallery | None:
+    """Return a few adversarial examples, those that fool the network first; None if it is never right.
+
+    PGD of twenty steps with the exact gradient, a surrogate where thresholds leave none. What is kept is rounded to
+    int8, and the predictions are those of what is kept.
+    """
+    right = [row for row, fine in enumerate(certain_answers(net, data)) if fine]
+    right = right[: max(n, min(100, _GALLERY // data.x[0].numel()))]
+    if not right or threat.norm not in ("linf", "l2"):
+        return None
+    index = torch.tensor(right)
+    x, y = data.x[index], data.y[index]
+    rng = ExampleRng(seed, [data.ids[row] for row in right], "gallery")
+    gradient = followed(net, x[:2])[-1]
+    x_adv = make("pgd", threat.norm, {"steps": 20}).perturb(WhiteBoxModel(net, gradient), x, y, threat, rng).x_adv
+    # Towards zero, so that what is kept stays within the threat model.
+    delta = ((x_adv - x) / threat.eps * _STEPS).trunc().clamp(-_STEPS, _STEPS).to(torch.int8)
+    predictions = checked_logits(net, _shown(x, delta, threat.eps), y).argmax(1)
+    most = max(1, min(n, _GALLERY // x[0].numel()))
+    chosen = sorted(range(len(right)), key=lambda i: (bool(predictions[i] == y[i]), i))[:most]
+    return Gallery(
+        eps=threat.eps,
+        shape=(x.shape[1], x.shape[2], x.shape[3]),
+        ids=[data.ids[right[i]] for i in chosen],
+        labels=y[chosen].tolist(),
+        predictions=predictions[chosen].tolist(),
+        x=_packed((x[chosen] * 255).round().to(torch.uint8)),
+        delta=_packed(delta[chosen]),
+    )
+
+
+def gallery_faults(net: nn.Module, found: Gallery, data: Slice, threat: Threat) -> list[str]:
+    """Return what is wrong with a gallery: other images or labels, too large a perturbation, other answers."""
+    if not found.ids:
+        return []
+    if not set(found.ids) <= set(data.ids) or found.eps != threat.eps:
+        return ["gallery: expected examples of the board at its radius"]
+    index = torch.tensor([data.ids.index(i) for i in found.ids], dtype=torch.long)
+    x, y = data.x[index], data.y[index]
+    if _packed((x * 255).round().to(torch.uint8)) != found.x or y.tolist() != found.labels:
+        return ["gallery: images or labels are not those of the data set"]
+    raw = bytearray(base64.b64decode(found.delta))
+    delta = torch.frombuffer(raw, dtype=torch.int8).view(x.shape)
+    shown = _shown(x, delta, threat.eps)
+    if not threat.contains(x, shown).all():
+        return ["gallery: a perturbation leaves the threat model"]
+    logits = checked_logits(net, shown, y)
+    if not all(0 <= answer < logits.shape[1] for answer in found.predictions):
+        return ["gallery: a prediction is no class"]
+    named = logits[torch.arange(len(y)), torch.tensor(found.predictions, dtype=torch.long)]
+    slack = SLACK * (logits.std().item() + 1e-6)
+    wrong = int((logits.amax(1) - named > slack).sum())
+    return [f"gallery: {wrong} predictions are not the network's"] if wrong else []
+
+
+def _shown(x: Tensor, delta: Tensor, eps: float) -> Tensor:
+    return (x + delta.float() * (eps / _STEPS)).clamp(0, 1)
+
+
+def _packed(values: Tensor) -> str:
+    return base64.b64encode(values.contiguous().numpy().tobytes()).decode()
+
+
+def facts_of(net: Net) -> dict[str, float | str]:
+    """Return what a network costs and who teaches it, as `biorobust show` gives it; numbers in the unit of their name.
+
+    Energy and feedback memory are estimates: see `nets.measure`.
+    """
+    assert isinstance(net.rules, RuleSet)  # noqa: S101
+    shares = cost.shares(net, net.rules.assignment, net.inputs.shape)
+    parameters, macs = cost.parameters(net), sum(share.macs for share in shares.values())
+    found: dict[str, float | str] = {
+        "parameters": float(parameters),
+        "MACs per example": float(macs),
+        "picojoules per inference": round(cost.energy_picojoules(macs), 1),
+        "bytes of feedback": float(cost.feedback_bytes(net.rules)),
+    }
+    return found | {f"percent of weights under {rule}": 100 * s.weights / parameters for rule, s in shares.items()}
+
+
+def same_facts(one: dict[str, float | str], other: dict[str, float | str]) -> bool:
+    """Tell whether two tables of facts are equal up to rounding."""
+    if one.keys() != other.keys():
+        return False
+    return all(
+        math.isclose(value, there, rel_tol=1e-6)
+        if isinstance(value, float) and isinstance(there := other[name], float)
+        else value == other[name]
+        for name, value in one.items()
+    )

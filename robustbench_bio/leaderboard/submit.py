@@ -1,0 +1,178 @@
+"""From a card and its weights to an entry of a board: checked, measured, and only then written."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.files import default_home, write_atomically
+from robustbench_bio.datasets import load_examples
+from robustbench_bio.diagnosis.campaign import pick_device
+from robustbench_bio.diagnosis.grid import Cell, Row, Work
+from robustbench_bio.evaluation.store import Store
+from robustbench_bio.leaderboard.folders import Folders, asked_of, cells_of
+from robustbench_bio.leaderboard.remeasure import Slice, facts_of, gallery
+from robustbench_bio.leaderboard.submission import Candidate, Order, Progress, from_file, from_zoo
+from robustbench_bio.nets.base import Net
+from robustbench_bio.records.board import Board
+from robustbench_bio.records.card import ModelCard
+from robustbench_bio.records.diagnosis import Diagnosis
+from robustbench_bio.records.entry import Entry, Finding, Measured, scored
+from robustbench_bio.records.motifs import AnyGenotype
+from robustbench_bio.records.result import Provenance
+from robustbench_bio.records.threat import Threat
+from robustbench_bio.zoo import catalog
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """An entry and the files that were written."""
+
+    entry: Entry
+    paths: list[Path]
+
+
+def submit(
+    models: Sequence[str],
+    board_name: str,
+    folders: Folders,
+    order: Order | None = None,
+    *,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[Submitted]:
+    """Measure networks as a board asks and write their entries; results that are in the store are not measured again.
+
+    All networks are checked before the first attack. Of a network nothing is written before all of it is measured.
+
+    Args:
+        models: paths of cards that end in .toml; ids of the zoo and patterns with *.
+        board_name: which board.
+        folders: zoo and boards that are written to.
+        order: what comes with the cards.
+        out: folder of results.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        progress: called with examples done, their total and what runs now.
+
+    Raises:
+        UserError: unknown names, a card, genotype or weights that are not what they should be.
+    """
+    order, board = order or Order(), folders.board(board_name)
+    cells, where = cells_of(board), pick_device(device)
+    paths = [model for model in models if model.endswith(".toml")]
+    ids = [model for model in models if not model.endswith(".toml")]
+    if len(paths) + len(ids) != 1 and (order.weights or order.genotype):
+        raise UserError(f"expected one card with --weights or --genotype, got {len(models)}: submit them one by one")
+    known = folders.models_like(",".join(ids)) if ids else []
+    if order.weights and not (paths or order.train):
+        raise UserError("expected a card's path with --weights, got an id: the zoo has its weights")
+    store = Store(out or default_home() / "results")
+    candidates = [from_file(Path(path), board, folders, order, progress) for path in paths]
+    candidates += [from_zoo(model, board, folders, order, progress) for model in known]
+    if not candidates:
+        raise UserError("expected a card or a model to submit, got none")
+    examples = load_examples(board.dataset, board.split, board.n_examples)
+    total = len(examples) * sum(len(asked_of(candidate.net, cells)) for candidate in candidates)
+    work = Work(
+        examples, board.dataset, board.seed, where, store, catalog.preset(board.preset).probe_examples, progress, total,
+        precision="float32",
+    )  # fmt: skip
+    return [_measured(candidate, board, cells, work, folders) for candidate in candidates]
+
+
+def _measured(found: Candidate, board: Board, cells: Sequence[Cell], work: Work, folders: Folders) -> Submitted:
+    threat = (board.rank_by.norm, board.rank_by.value())
+    row = work.row(found.card.id, found.net.to(work.device), asked_of(found.net, cells), threat)
+    entry = entry_of(found.card, found.net.cpu(), found.cells, row, board)
+    return Submitted(entry, _write(entry, found, board, folders))
+
+
+def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, row: Row, board: Board) -> Entry:
+    """Return the entry of a network that was measured.
+
+    Args:
+        card: as the zoo holds it.
+        net: on the CPU.
+        cells: its genotype, of cells or of motifs.
+        row: its measurements and diagnosis.
+        board: what asked for them.
+    """
+    threat = Threat(board.rank_by.norm, board.rank_by.value())
+    measurements = [Measured.of(result) for result in row.measured]
+    own = card.model_copy(update={"datasets": {board.dataset: card.datasets[board.dataset]}})
+    sources = [result.provenance for result in row.measured]
+    latest = max(sources, key=lambda source: source.created)
+    diagnosis = row.diagnosis
+    weights_sha256 = card.datasets[board.dataset].weights_sha256
+    assert weights_sha256 is not None  # noqa: S101
+    return Entry(
+        board=board.name,
+        model=card.id,
+        card=own,
+        card_sha256=own.sha256(),
+        genotype=cells,
+        weights_sha256=weights_sha256,
+        measurements=measurements,
+        finding=None if diagnosis is None else finding_of(diagnosis),
+        gallery=gallery(net, Slice.of(board.dataset, board.n_examples), threat, board.seed),
+        facts=facts_of(net),
+        rank_by=board.rank_by,
+        scores=scored(measurements, (threat.norm, threat.eps)),
+        provenance=Provenance(
+            seconds=round(sum(source.seconds for source in sources), 1),
+            device=latest.device,
+            created=latest.created,
+            packages=latest.packages,
+            notices=list(dict.fromkeys(notice for source in sources for notice in source.notices)),
+        ),
+        commit=_commit(),
+    )  # fmt: skip
+
+
+def finding_of(diagnosis: Diagnosis) -> Finding:
+    """Return what an entry keeps of a diagnosis."""
+    return Finding(verdict=diagnosis.verdict, reason=diagnosis.reason, flags=list(diagnosis.flags), n=diagnosis.n)
+
+
+def entry_text(entry: Entry) -> str:
+    """Return an entry as its file holds it: JSON that a diff can show."""
+    return json.dumps(entry.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+
+def _write(entry: Entry, found: Candidate, board: Board, folders: Folders) -> list[Path]:
+    paths: list[Path] = []
+
+    def put(path: Path, data: bytes) -> None:
+        write_atomically(path, data)
+        paths.append(path)
+
+    text = entry_text(entry).encode()
+    if len(text) > catalog.MAX_ENTRY:
+        raise UserError(f"expected an entry of at most {catalog.MAX_ENTRY:,} bytes, got {len(text):,}: fewer examples")
+    if found.weights is not None:
+        data = found.weights.read_bytes()
+        if hashlib.sha256(data).hexdigest() != entry.weights_sha256:
+            raise UserError(f"{found.weights} changed while it was measured: submit it again")
+        put(folders.weights(found.card, board.dataset), data)
+        if found.own_cells and found.cells is not None:
+            put(folders.models / "genotypes" / f"{found.cells.name}.toml", found.cells.to_toml().encode())
+        put(folders.models / f"{found.card.id}.toml", found.card.to_toml().encode())
+    put(folders.entry_path(board.name, entry.model), text)
+    return paths
+
+
+def _commit() -> str:
+    """Return the commit of the checkout that runs, marked if files were changed; "" where there is no checkout."""
+    root = catalog.data_folder("leaderboards").parent
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

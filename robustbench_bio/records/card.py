@@ -1,0 +1,83 @@
+"""What a card says: a network of the zoo, and how it was trained."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from robustbench_bio.records.base import FileName, Fraction01, Identifier, Precision, Record, Scalar, Sha256
+
+
+class Adversary(Record):
+    """The attack that an adversarially trained network learns against."""
+
+    attack: Literal["pgd", "tpgd"] = "pgd"
+    eps: Fraction01
+    steps: int = Field(default=7, ge=1)
+    step_size: float | None = Field(default=None, gt=0)
+    beta: float = Field(default=6.0, gt=0)
+    """Weight of the KL term under tpgd (TRADES, Zhang et al. 2019, eq. 5)."""
+
+
+class Recipe(Record):
+    """How a network is trained; everything that decides the weights, together with the seed."""
+
+    epochs: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.05, gt=0)
+    min_lr: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=3e-4, ge=0)
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    grad_clip: float | None = Field(default=5.0, gt=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    crop: int = Field(default=0, ge=0)
+    """Random shift by up to this many pixels, zero padded."""
+    flip: bool = False
+    cutout: int = Field(default=0, ge=0)
+    """Side of the square that is set to zero, in pixels."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    drop_path_schedule: Literal["linear", "constant"] = "linear"
+    auxiliary_weight: float = Field(default=0.0, ge=0)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    val_fraction: float = Field(default=0.1, ge=0, lt=1)
+    select: Literal["best", "last"] = "best"
+    """Which epoch's weights are kept: the best on the held-out part of train, or the last."""
+    init: Literal["one-law", "ruled-only", "network"] = "one-law"
+    """Weights drawn from the feedback's law everywhere, in ruled layers only, or as the network was built."""
+    precision: Precision = "float32"
+    adversary: Adversary | None = None
+
+
+class TrainedNet(Record):
+    """One network of a card: its size, weights and training for one data set."""
+
+    net: dict[str, Scalar | list[int]] = Field(default_factory=dict)
+    seed: int = 0
+    recipe: Recipe
+    weights: FileName | None = None
+    weights_sha256: Sha256 | None = None
+    trained_on: str = ""
+    val_accuracy: Fraction01 | None = None
+
+    @model_validator(mode="after")
+    def _weights_have_a_hash(self) -> Self:
+        if (self.weights is None) != (self.weights_sha256 is None):
+            raise ValueError("expected weights and weights_sha256 together")
+        return self
+
+
+class ModelCard(Record):
+    """A network of the zoo: architecture, rules, and what was trained for each data set."""
+
+    id: Identifier
+    title: str
+    summary: str = ""
+    reference: str = ""
+    licence: str = "MIT"
+    rule: str = "genotype"
+    """Assignment of rules to layers, in the syntax of `rules.resolve`."""
+    rule_options: dict[str, Scalar] = Field(default_factory=dict)
+    net: dict[str, Scalar | list[int]]
+    """`name` of the network and parameters that hold for every data set."""
+    datasets: dict[str, TrainedNet] = Field(default_factory=dict)

@@ -1,0 +1,272 @@
+"""What a board and its entries are, as files: everything a reader needs to recompute a row, and nothing else."""
+
+import base64
+import binascii
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from robustbench_bio.core.stats import wilson
+from robustbench_bio.records.base import Identifier, Record, Sha256
+from robustbench_bio.records.board import MAX_EXAMPLES
+from robustbench_bio.records.card import ModelCard
+from robustbench_bio.records.diagnosis import Verdict
+from robustbench_bio.records.genotype import Genotype
+from robustbench_bio.records.motifs import MotifGenotype
+from robustbench_bio.records.preset import Radius
+from robustbench_bio.records.result import EvalSpec, Outcomes, Provenance, Result
+
+#: Entries of a newer schema are refused: what they mean is not known here.
+SCHEMA: Literal[1] = 1
+
+
+def _bytes(text: str) -> str:
+    try:
+        base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("expected base64") from None
+    return text
+
+
+Base64 = Annotated[str, AfterValidator(_bytes)]
+
+
+def _kind(found: Any) -> str:
+    """Tell cells from motifs: only the latter name their kind, in files as in TOML."""
+    if isinstance(found, dict):
+        return "cells" if found.get("kind") is None else "motifs"
+    return "motifs" if isinstance(found, MotifGenotype) else "cells"
+
+
+#: A genotype of either kind; its errors name the one that it is read as.
+EitherGenotype = Annotated[
+    Annotated[Genotype, Tag("cells")] | Annotated[MotifGenotype, Tag("motifs")], Discriminator(_kind)
+]
+
+
+def pack(bits: Sequence[bool]) -> str:
+    """Return bools as base64 of bytes, eight in each, the first in the highest bit, zeros at the end."""
+    padded = [*bits, *[False] * (-len(bits) % 8)]
+    octets = (padded[i : i + 8] for i in range(0, len(padded), 8))
+    return base64.b64encode(bytes(sum(bit << (7 - k) for k, bit in enumerate(octet)) for octet in octets)).decode()
+
+
+def unpack(text: str, n: int) -> list[bool]:
+    """Return the n bools that `pack` wrote.
+
+    Raises:
+        ValueError: not base64, another length, or a bit set behind the last one.
+    """
+    data = base64.b64decode(text, validate=True)
+    bits = [bool(octet >> (7 - k) & 1) for octet in data for k in range(8)]
+    if len(data) != -(-n // 8) or any(bits[n:]):
+        raise ValueError(f"expected {n} packed bits, got {len(data)} bytes")
+    return bits[:n]
+
+
+class Measured(Record):
+    """One attack on one network: what was asked, and for each example whether it stands."""
+
+    spec: EvalSpec
+    clean: Base64
+    """Packed bits: is the clean example classified correctly?"""
+    robust: Base64
+    """Packed bits: is it classified correctly both clean and under the attack?"""
+    queries_mean: float = Field(ge=0)
+    seconds: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _bits_fit(self) -> Self:
+        if self.spec.n > MAX_EXAMPLES:
+            raise ValueError(f"expected at most {MAX_EXAMPLES:,} examples, got {self.spec.n:,}")
+        pairs = zip(unpack(self.clean, self.spec.n), unpack(self.robust, self.spec.n), strict=True)
+        if any(robust and not clean for clean, robust in pairs):
+            raise ValueError("expected no example to be robust that is wrong clean")
+        return self
+
+    @classmethod
+    def of(cls, result: Result) -> Self:
+        """Return what an entry keeps of a result."""
+        outcomes = result.outcomes_record
+        return cls(
+            spec=result.spec, clean=pack(outcomes.clean_correct()), robust=pack(outcomes.robust_correct()),
+            queries_mean=result.queries_mean, seconds=result.provenance.seconds,
+        )  # fmt: skip
+
+    def clean_correct(self) -> list[bool]:
+        """Tell for each example whether it is classified correctly without an attack."""
+        return unpack(self.clean, self.spec.n)
+
+    def robust_correct(self) -> list[bool]:
+        """Tell for each example whether it is classified correctly clean and under the attack."""
+        return unpack(self.robust, self.spec.n)
+
+    def result(self) -> Result:
+        """Return a result of the same outcomes; class 0 stands for what is right, 1 for what is wrong."""
+        n = self.spec.n
+        outcomes = Outcomes(
+            id=list(range(n)), label=[0] * n, clean_prediction=[int(not right) for right in self.clean_correct()],
+            adversarial_prediction=[int(not right) for right in self.robust_correct()],
+            distance=[0.0] * n, queries=[0] * n, steps=[0] * n,
+        )  # fmt: skip
+        provenance = Provenance(seconds=self.seconds, device="", created="", packages={})
+        return Result(spec=self.spec, outcomes_record=outcomes, provenance=provenance)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Fraction of examples classified correctly clean and under the attack."""
+        return sum(self.robust_correct()) / self.spec.n
+
+
+class Finding(Record):
+    """The verdict on gradient masking, in short."""
+
+    verdict: Verdict
+    reason: str
+    flags: list[str] = Field(default_factory=list)
+    n: int = Field(ge=0)
+
+
+class Gallery(Record):
+    """A few adversarial examples to look at: PGD at the board's radius."""
+
+    eps: float = Field(gt=0)
+    shape: tuple[int, int, int]
+    """Channels, height, width."""
+    ids: list[int] = Field(max_length=16)
+    labels: list[int]
+    predictions: list[int]
+    """Of the adversarial examples."""
+    x: Base64
+    """Clean images, uint8 [n, C, H, W]."""
+    delta: Base64
+    """Perturbations as int8 [n, C, H, W] in units of eps/127."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        n = len(self.ids)
+        if not len(self.labels) == len(self.predictions) == n:
+            raise ValueError("expected a label and a prediction for each id")
+        size = n * math.prod(self.shape)
+        for name in ("x", "delta"):
+            if (got := len(base64.b64decode(getattr(self, name)))) != size:
+                raise ValueError(f"expected {size} bytes in {name!r}, got {got}")
+        return self
+
+
+class Scores(Record):
+    """What is derived from the outcomes, written down for readers; `Entry` refuses any that do not follow."""
+
+    clean_accuracy: float
+    worst_case: float
+    """Fraction of examples that stand under every attack and gradient within the board's threat model."""
+    ci95: tuple[float, float]
+    """Wilson interval of the worst case."""
+
+    def close_to(self, other: "Scores") -> bool:
+        """Tell whether two scores are equal up to rounding, which differs between versions of scipy."""
+        pairs = zip(self._values(), other._values(), strict=True)
+        return all(math.isclose(a, b, abs_tol=1e-9) for a, b in pairs)
+
+    def _values(self) -> tuple[float, ...]:
+        return self.clean_accuracy, self.worst_case, *self.ci95
+
+
+class Entry(Record):
+    """One row of a board.
+
+    Raises (on reading):
+        UserError: scores that do not follow from the outcomes, measurements of different networks or examples, a card
+            of another id, a newer schema.
+    """
+
+    schema_version: Literal[1] = SCHEMA
+    board: Identifier
+    model: Identifier
+    card: ModelCard
+    """With the network of the board's data set alone."""
+    card_sha256: Sha256
+    """Of the card as it stands here."""
+    genotype: EitherGenotype | None = None
+    """The cells or motifs, where the network has some."""
+    weights_sha256: Sha256
+    """Of the weights file."""
+    measurements: list[Measured] = Field(min_length=1)
+    finding: Finding | None = None
+    gallery: Gallery | None = None
+    facts: dict[str, float | str] = Field(default_factory=dict)
+    """Parameters, MACs, energy, share of weights under each rule: as `biorobust show` gives them."""
+    rank_by: Radius
+    scores: Scores
+    provenance: Provenance
+    commit: str = ""
+    """Of the checkout that measured, if it was one."""
+
+    @field_validator("schema_version", mode="before")
+    @classmethod
+    def _known_schema(cls, found: object) -> object:
+        if isinstance(found, int) and found > SCHEMA:
+            raise ValueError(
+                f"expected {SCHEMA}, got {found}: this entry is newer than robustbench-bio here, update it"
+            )
+        return found
+
+    @model_validator(mode="after")
+    def _follows_from_its_outcomes(self) -> Self:
+        if self.card.id != self.model:
+            raise ValueError(f"expected a card of {self.model!r}, got one of {self.card.id!r}")
+        if self.card.sha256() != self.card_sha256:
+            raise ValueError("card_sha256 is not that of the card: the entry was edited")
+        specs = [measured.spec for measured in self.measurements]
+        if len({(s.weights_sha256, s.data_sha256, s.n, s.dataset, s.model) for s in specs}) > 1:
+            raise ValueError("expected measurements of one network on the same examples")
+        if len({s.key() for s in specs}) < len(specs):
+            raise ValueError("expected each measurement once")
+        if specs[0].model != self.model:
+            raise ValueError(f"expected measurements of {self.model!r}, got some of {specs[0].model!r}")
+        if not self.scores.close_to(self.derived()):
+            raise ValueError(f"scores do not follow from the outcomes, which give {self.derived().canonical()}")
+        return self
+
+    @property
+    def threat(self) -> tuple[str, float]:
+        """(norm, eps) that ranks."""
+        return self.rank_by.norm, self.rank_by.value()
+
+    @property
+    def n(self) -> int:
+        """Examples."""
+        return self.measurements[0].spec.n
+
+    def stands(self) -> list[bool]:
+        """Tell for each example whether it stands under every attack and gradient within the board's threat model."""
+        return worst_case(self.measurements, self.threat)
+
+    def derived(self) -> Scores:
+        """Return the scores that follow from the outcomes."""
+        return scored(self.measurements, self.threat)
+
+
+def worst_case(measurements: Sequence[Measured], threat: tuple[str, float]) -> list[bool]:
+    """Tell for each example whether it stands in every measurement of a threat model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    columns = [m.robust_correct() for m in measurements if (m.spec.norm, m.spec.eps) == threat]
+    if not columns:
+        raise ValueError(f"expected a measurement within {threat[0]} {threat[1]:g}, got none")
+    return [all(row) for row in zip(*columns, strict=True)]
+
+
+def scored(measurements: Sequence[Measured], threat: tuple[str, float]) -> Scores:
+    """Return the scores of measurements of one network on the same examples."""
+    stands, clean = worst_case(measurements, threat), measurements[0].clean_correct()
+    interval = wilson(sum(stands), len(stands))
+    return Scores(
+        clean_accuracy=sum(clean) / len(clean),
+        worst_case=sum(stands) / len(stands),
+        ci95=(interval.low, interval.high),
+    )

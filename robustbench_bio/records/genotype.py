@@ -1,0 +1,281 @@
+"""Genotypes: which operation, under which learning rule, stands on each edge of a cell. Loads no torch."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
+from robustbench_bio.core.toml import parse_toml, read_text
+
+#: Largest number of intermediate nodes of a cell; a guard against a file that would build for minutes.
+MAX_NODES = 12
+
+#: Operations that hold no weights, and so take no rule.
+PLAIN_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3")
+
+#: Operations whose convolutions a rule may own.
+RULED_OPERATIONS = (
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "sep_conv_7x7",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "conv_7x1_1x7",
+)
+
+#: Rule → suffix of a primitive's name. A name without suffix means bp.
+SUFFIXES = {
+    "usf": "u",
+    "brsf": "br",
+    "frsf": "fr",
+    "fa": "fa",
+    "dfa": "dfa",
+    "bp": "bp",
+    "oja": "oja",
+    "hard-wta": "hwta",
+    "softhebb": "soft",
+}
+
+#: BioNAS abbreviates two rules differently on skips; the long forms are understood there too.
+SKIP_SUFFIXES = SUFFIXES | {"brsf": "b", "frsf": "f"}
+
+#: The search space of BioNAS-DARTS; the order decides ties.
+PRIMITIVES = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect_u",
+    "skip_connect_f",
+    "skip_connect_b",
+    *(
+        f"{operation}_{suffix}"
+        for operation in ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+        for suffix in ("u", "br", "fr", "fa")
+    ),
+)
+
+
+class Primitive(NamedTuple):
+    """An operation and the rule under which its convolutions learn.
+
+    Attributes:
+        operation: name without suffix, such as "sep_conv_3x3".
+        rule: name of a learning rule; "bp" for operations without weights.
+    """
+
+    operation: str
+    rule: str
+
+    @property
+    def name(self) -> str:
+        """The name in a genotype: the operation, then the suffix of its rule unless that is bp."""
+        if self.rule == "bp" or self.operation in PLAIN_OPERATIONS:
+            return self.operation
+        return f"{self.operation}_{_suffixes(self.operation)[self.rule]}"
+
+
+def _suffixes(operation: str) -> dict[str, str]:
+    return SKIP_SUFFIXES if operation == "skip_connect" else SUFFIXES
+
+
+def _spellings() -> dict[str, Primitive]:
+    known = {name: Primitive(name, "bp") for name in (*PLAIN_OPERATIONS, *RULED_OPERATIONS)}
+    for operation in RULED_OPERATIONS:
+        for suffixes in (SUFFIXES, _suffixes(operation)):
+            known |= {f"{operation}_{suffix}": Primitive(operation, rule) for rule, suffix in suffixes.items()}
+    return known
+
+
+_SPELLINGS = _spellings()
+
+_FORM = 'write an edge as ["sep_conv_3x3_u", 1], a concat as [2, 3]'
+
+
+def parse_primitive(name: str) -> Primitive:
+    """Split a primitive's name into operation and rule: "sep_conv_3x3_fr" → ("sep_conv_3x3", "frsf").
+
+    Raises:
+        UserError: no such operation, or a rule on an operation without weights.
+    """
+    if name in _SPELLINGS:
+        return _SPELLINGS[name]
+    operation = name.rpartition("_")[0]
+    if operation in PLAIN_OPERATIONS:
+        raise UserError(f"expected no rule on {operation}, got {name!r}: it has no weights, write {operation}")
+    raise UserError(unknown("operation", name, _SPELLINGS))
+
+
+class Edge(NamedTuple):
+    """One edge of a cell.
+
+    Attributes:
+        op: name of a primitive.
+        state: where it comes from: 0 and 1 are the cell's inputs, 2 is the first node, and so on.
+    """
+
+    op: Annotated[str, Strict()]
+    state: Annotated[int, Strict()]
+
+
+def _all_nodes(kind: str) -> Any:
+    def factory(data: dict[str, Any]) -> tuple[int, ...]:
+        return tuple(range(2, len(data[kind]) // 2 + 2))
+
+    return Field(default_factory=factory)
+
+
+class Genotype(BaseModel):
+    """Two cells as in DARTS (Liu et al. 2019): edges 2i and 2i+1 enter node i, whose state is i + 2.
+
+    Attributes:
+        name: up to 100 letters, digits, dots, dashes and underscores; the file is called after it.
+        source: where it was published, or how it was found.
+        normal: edges of the cell that keeps the resolution.
+        reduce: edges of the cell that halves it; its edges from states 0 and 1 have stride 2.
+        normal_concat: states that make the normal cell's output; all nodes by default.
+        reduce_concat: the same for the reduction cell.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    source: str
+    normal: tuple[Edge, ...]
+    reduce: tuple[Edge, ...]
+    normal_concat: tuple[Annotated[int, Strict()], ...] = _all_nodes("normal")
+    reduce_concat: tuple[Annotated[int, Strict()], ...] = _all_nodes("reduce")
+
+    @field_validator("normal", "reduce")
+    @classmethod
+    def _check_edges(cls, edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
+        if not edges or len(edges) % 2:
+            raise ValueError(f"expected two edges for each node, got {len(edges)}: add or remove one")
+        if len(edges) > 2 * MAX_NODES:
+            raise ValueError(f"expected at most {MAX_NODES} nodes, got {len(edges) // 2}: remove some")
+        for i, (op, state) in enumerate(edges):
+            last = i // 2 + 1
+            if not 0 <= state <= last:
+                raise ValueError(
+                    f"expected edge {i} to come from a state in 0..{last}, got {state}: "
+                    f"its node is state {last + 1} and sees only earlier ones"
+                )
+            try:
+                parse_primitive(op)
+            except UserError as e:
+                raise ValueError(f"edge {i}: {e}") from e
+        return edges
+
+    @field_validator("normal_concat", "reduce_concat")
+    @classmethod
+    def _check_concat(cls, concat: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        edges = info.data.get(str(info.field_name).removesuffix("_concat"))
+        if edges is None:  # that field has its own error
+            return concat
+        last = len(edges) // 2 + 1
+        if not concat or len(set(concat)) < len(concat) or not all(0 <= state <= last for state in concat):
+            raise ValueError(
+                f"expected one or more different states in 0..{last}, got {list(concat)}: "
+                f"leave it out to take all nodes, 2..{last}"
+            )
+        return concat
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a genotype from a TOML file; raises `UserError` naming the file and the field."""
+        try:
+            text = read_text(path)
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"expected a genotype file at {path}, got {e}: check the path") from e
+        return cls.from_toml(text, str(path))
+
+    @classmethod
+    def from_toml(cls, text: str, origin: str = "genotype") -> Self:
+        """Parse a genotype from TOML.
+
+        Args:
+            text: keys are the attributes; an edge is an array such as ["sep_conv_3x3_u", 1].
+            origin: what messages call the text.
+
+        Raises:
+            UserError: not TOML, or not a genotype; one line that names the fields.
+        """
+        document = parse_toml(text, origin)
+        try:
+            return cls.model_validate(document)
+        except ValidationError as e:
+            raise UserError(f"{origin}: {_one_line(e)}") from e
+
+    def to_toml(self) -> str:
+        """Return the canonical text: every field, in order, one edge a line."""
+        lines = [tomli_w.dumps({"name": self.name, "source": self.source}).rstrip()]
+        for kind in ("normal", "reduce"):
+            edges = (f'    ["{op}", {state}],' for op, state in getattr(self, kind))
+            lines += [f"{kind} = [", *edges, "]"]
+        lines += [
+            f"normal_concat = {list(self.normal_concat)}",
+            f"reduce_concat = {list(self.reduce_concat)}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def with_rule(self, rule: str) -> Self:
+        """Return the same cells with every convolution and skip under one rule, as a control.
+
+        The result is called "<name>-<rule>".
+
+        Raises:
+            UserError: no primitive carries that rule.
+        """
+        if rule not in SUFFIXES:
+            raise UserError(unknown("rule of a primitive", rule, SUFFIXES))
+
+        def ruled(edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
+            return tuple(Edge(Primitive(parse_primitive(op).operation, rule).name, state) for op, state in edges)
+
+        changes = {
+            "name": f"{self.name}-{rule}",
+            "source": f"{self.source} Every rule replaced by {rule}.",
+            "normal": ruled(self.normal),
+            "reduce": ruled(self.reduce),
+        }
+        return self.model_copy(update=changes)
+
+
+def _one_line(error: ValidationError) -> str:
+    """Return what went wrong, field by field, without pydantic's frame."""
+    parts = []
+    for problem in error.errors():
+        # A default that waits for a faulty field is no mistake of the user's.
+        if problem["type"] == "default_factory_not_called":
+            continue
+        field = ".".join(map(str, problem["loc"]))
+        parts.append(f"{field}: {_remedy(problem['type'], problem['msg'], problem['input'])}")
+    more = [f"and {len(parts) - 3} more"] if len(parts) > 3 else []
+    return re.sub(r"\s+", " ", "; ".join(parts[:3] + more))
+
+
+def _remedy(kind: str, message: str, got: object) -> str:
+    match kind:
+        case "missing":
+            return "expected a value, got none: add this field"
+        case "extra_forbidden":
+            return f"expected one of {', '.join(Genotype.model_fields)}, got a field of another name: remove it"
+        case "value_error":
+            return message.removeprefix("Value error, ")
+        case "string_pattern_mismatch":
+            shown = str(got)[:120]
+            return f"expected up to 100 letters, digits, dots, dashes and underscores, got {shown!r}: rename it"
+        case _:
+            return f"{message}, got {got!r}: {_FORM}"

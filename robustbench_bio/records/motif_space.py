@@ -1,0 +1,112 @@
+"""Search spaces of motifs: the circuits that a genome may name. Loads no torch by itself."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
+from robustbench_bio.records.base import Identifier, Record, first_error
+from robustbench_bio.records.genotype import Edge
+from robustbench_bio.records.motifs import MAX_CELLS, Motif
+
+#: Genes of a cell: its motif, then a kernel for each link, and one for all feedback.
+BLOCK = 20
+
+
+class Candidate(BaseModel):
+    """A motif as a space lists it.
+
+    Attributes:
+        name: such as "m3".
+        id: the gene that stands for it among the motifs of as many inputs.
+        nodes, feedback: as in `Motif`.
+        malformed: why it cannot be built, for a motif that was published so; it is refused by name.
+        ours: whether it was not published, but stands in for one that is malformed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    id: int = Field(ge=0, le=99)
+    nodes: tuple[tuple[Edge, ...], ...] = Field(min_length=1)
+    feedback: tuple[Edge, ...] = ()
+    malformed: str = ""
+    ours: bool = False
+
+    @property
+    def motif(self) -> Motif:
+        """The motif itself.
+
+        Raises:
+            UserError: it is malformed.
+        """
+        try:
+            return Motif(name=self.name, nodes=self.nodes, feedback=self.feedback)
+        except ValidationError as error:
+            reason = self.malformed or first_error(error, Motif)
+            raise UserError(f"motif {self.name} cannot be built: {reason}") from None
+
+
+class MotifSpace(Record):
+    """What an engine may choose from for spiking networks: motifs, kernels, and how far back each cell reads.
+
+    Attributes:
+        kind: "motifs", which tells the file from a space of cells.
+        name: the file is called after it.
+        title: what it is, in a few words.
+        summary: what is worth knowing before it is chosen.
+        reference: where it was published.
+        motifs: no two that can be built share inputs and id.
+        channels: C of the networks, unless told otherwise.
+        layers: cells of the networks, unless told otherwise.
+    """
+
+    kind: Literal["motifs"]
+    name: Identifier
+    title: str
+    summary: str = ""
+    reference: str = ""
+    motifs: list[Candidate] = Field(min_length=2, max_length=100)
+    channels: int = Field(default=48, ge=1)
+    layers: int = Field(default=6, ge=1, le=MAX_CELLS)
+
+    @field_validator("motifs")
+    @classmethod
+    def _buildable_and_different(cls, motifs: list[Candidate]) -> list[Candidate]:
+        seen: dict[tuple[int, int], str] = {}
+        for candidate in motifs:
+            try:
+                motif = candidate.motif
+            except UserError as error:
+                if candidate.malformed:
+                    continue
+                raise ValueError(str(error)) from None
+            if candidate.malformed:
+                raise ValueError(f"expected motif {candidate.name} to be malformed, as it says, got one that is not")
+            if len(motif.links) + len(motif.feedback) >= BLOCK:
+                raise ValueError(f"expected fewer than {BLOCK} links in motif {motif.name}, got more: leave some out")
+            key = (motif.inputs, candidate.id)
+            if key in seen:
+                raise ValueError(f"expected one motif {key[1]} of {key[0]} inputs, got {seen[key]} and {motif.name}")
+            seen[key] = motif.name
+        if len({candidate.name for candidate in motifs}) < len(motifs):
+            raise ValueError("expected each name of a motif once")
+        return motifs
+
+    @property
+    def buildable(self) -> dict[tuple[int, int], Motif]:
+        """(inputs, id) → motif, of all that are not malformed."""
+        motifs = [(candidate.id, candidate.motif) for candidate in self.motifs if not candidate.malformed]
+        return {(motif.inputs, number): motif for number, motif in motifs}
+
+    def named(self, name: str) -> Motif:
+        """Return a motif by name.
+
+        Raises:
+            UserError: unknown, or malformed as published.
+        """
+        for candidate in self.motifs:
+            if candidate.name == name:
+                return candidate.motif
+        raise UserError(unknown("motif", name, [candidate.name for candidate in self.motifs]))

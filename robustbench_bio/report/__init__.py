@@ -1,0 +1,1 @@
+"""Everything that a person looks at: tables, documents, plots, drawings, the site."""

@@ -1,0 +1,81 @@
+"""The plot of robust accuracy against eps."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from robustbench_bio.core.stats import wilson
+from robustbench_bio.diagnosis.grid import GridResult
+from robustbench_bio.records.result import Result
+from robustbench_bio.report.figures import new_figure
+
+#: Colours that also people with colour blindness tell apart (Okabe & Ito 2008).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+PANELS_BESIDE = 3
+
+
+def curves(grid: GridResult) -> dict[str, dict[str, list[int]]]:
+    """Return norm → name of an attack that has several radii → places of its cells, by gradient and radius."""
+    found: dict[tuple[object, ...], list[int]] = {}
+    for place, cell in enumerate(grid.cells):
+        key = (cell.norm, cell.attack, "σ" in cell.written, tuple(sorted(cell.params.items())))
+        found.setdefault(key, []).append(place)
+    named: dict[str, dict[str, list[int]]] = {}
+    for places in found.values():
+        cells = [grid.cells[place] for place in places]
+        if len({cell.eps for cell in cells}) > 1:
+            same_norm = named.setdefault(cells[0].norm, {})
+            name = cells[0].attack + (", σ" if "σ" in cells[0].written else "")
+            if name in same_norm:
+                name = " ".join([name, *cells[0].settings()])
+            same_norm[name] = sorted(places, key=lambda place: (grid.cells[place].gradient, grid.cells[place].eps))
+    return named
+
+
+def plot(grid: GridResult, norm: str, chosen: dict[str, list[int]]) -> Any:
+    """Return one panel for each network: exact gradient solid, rule gradient dashed, Wilson bands."""
+    columns = min(PANELS_BESIDE, len(grid.rows))
+    figure, axes = new_figure(columns, -(-len(grid.rows) // columns), squeeze=False, sharex=True, sharey=True)
+    unit, label = (255, "eps (linf, in 255ths)") if norm == "linf" else (1, f"eps ({norm})")
+    gradients = dict.fromkeys(("exact", "rule", *(cell.gradient for cell in grid.cells)))
+    lines = [(name, gradient) for name in chosen for gradient in gradients]
+    for panel, row in zip(axes.flat, grid.rows, strict=False):
+        for colour, (name, gradient) in zip(itertools.cycle(COLOURS), lines, strict=False):
+            same = [row.results[place] for place in chosen[name] if grid.cells[place].gradient == gradient]
+            results = [result for result in same if result is not None]
+            if results:
+                style = {"exact": "-", "rule": "--"}.get(gradient, ":")
+                _draw(panel, results, unit, color=colour, linestyle=style, label=f"{name}, {gradient} gradient")
+        panel.set(title=row.model, xlabel=label, ylabel="robust accuracy (%)", ylim=(0, 100))
+        panel.label_outer()
+        panel.grid(alpha=0.3)
+    for panel in axes.flat[len(grid.rows) :]:
+        panel.set_visible(False)
+    _mark_radii(axes[0, 0], sorted({grid.cells[place].eps * unit for places in chosen.values() for place in places}))
+    figure.suptitle(f"{grid.preset.title}: {grid.dataset}, n = {grid.n}; bands: Wilson 95 %")
+    pairs = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in axes.flat]
+    handles = {text: handle for panel in pairs for handle, text in panel}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, 2 * columns))
+    return figure
+
+
+def _mark_radii(panel: Any, radii: Sequence[float]) -> None:
+    """Give each radius the same room, if each is twice the one before, and 0 too."""
+    panel.set_xscale("symlog", base=2, linthresh=radii[0])
+    panel.set_xlim(-0.2 * radii[0], 1.15 * radii[-1])
+    panel.set_xticks([0, *radii], [f"{round(radius, 2):g}" for radius in (0, *radii)])
+    panel.set_xticks([], minor=True)
+
+
+def _draw(panel: Any, results: Sequence[Result], unit: float, **line: Any) -> None:
+    """Draw a curve that starts at eps = 0 with the clean accuracy."""
+    n = results[0].n
+    counts = [sum(results[0].outcomes_record.clean_correct())]
+    counts += [sum(result.outcomes_record.robust_correct()) for result in results]
+    radii = [0.0, *(result.spec.eps * unit for result in results)]
+    low, high = zip(*(wilson(count, n) for count in counts), strict=True)
+    panel.plot(radii, [100 * count / n for count in counts], marker="o", markersize=3, **line)
+    panel.fill_between(
+        radii, [100 * v for v in low], [100 * v for v in high], color=line["color"], alpha=0.15, linewidth=0
+    )

@@ -1,0 +1,81 @@
+"""What a search shows: table, JSON document, pictures, and the command that goes on from it."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from robustbench_bio.records.genotype import Genotype
+from robustbench_bio.records.motif_space import MotifSpace
+from robustbench_bio.records.motifs import reduction_cells
+from robustbench_bio.report import motif_trace, search_trace
+from robustbench_bio.search.run import Search
+
+
+def document(run: Search) -> dict[str, Any]:
+    """Return the JSON document of `biorobust search --json`."""
+    genotype = run.found.genotype
+    return {
+        "space": run.task.space.name,
+        "engine": run.order.engine,
+        "dataset": run.order.dataset,
+        "seed": run.task.seed,
+        "channels": run.task.channels,
+        "layers": run.task.layers,
+        "parameters": asdict(run.engine),
+        "fitness": str(run.task.fitness),
+        "finished": run.found.finished,
+        "genotype": None if genotype is None else genotype.model_dump(mode="json"),
+        "genotype_file": None if genotype is None else str(run.genotype_file),
+        "folder": str(run.folder),
+        "trace": run.found.trace,
+    }
+
+
+def table(run: Search) -> Table:
+    """Return what a person wants to know after a search."""
+    found = run.found
+    shown = Table(title=f"{run.task.name}: {run.order.engine} in {run.task.space.name}", show_header=False)
+    shown.add_row("size", f"{run.task.channels} channels, {run.task.layers} cells")
+    if found.trace:
+        last = found.trace[-1]
+        if "epoch" in last:
+            shown.add_row("epochs", f"{last['epoch']:.0f}, validation accuracy {100 * last['val_accuracy']:.1f} %")
+        else:
+            shown.add_row("candidates", f"{last['candidate']:.0f}, best fitness {last['best_fitness']:.4f}")
+    if isinstance(found.genotype, Genotype):
+        for kind in ("normal", "reduce"):
+            shown.add_row(kind, ", ".join(f"{op}←{state}" for op, state in getattr(found.genotype, kind)))
+    elif found.genotype is not None:
+        shown.add_row("motifs", f"{', '.join(cell.name for cell in found.genotype.cells)}; each reads the last "
+                                f"{found.genotype.inputs} cells")  # fmt: skip
+    if found.front:
+        shown.add_row("front", f"{len(found.front)} genotypes, none better than another in everything")
+    if not found.finished:
+        shown.add_row("not finished", "the same command continues")
+    return shown
+
+
+def next_command(run: Search) -> str:
+    """Return the command that trains the cells that were found, in the size that they were searched in; "" if none."""
+    if run.found.genotype is None:
+        return ""
+    order, task = run.order, run.task
+    data = f"--dataset {order.dataset}" + (f" --data-file {order.data_file}" if order.data_file else "")
+    size = f"--set net.channels={task.channels}"
+    size += f" --set net.layers={task.layers}" if isinstance(run.found.genotype, Genotype) else ""
+    return f"biorobust train --genotype {run.genotype_file} {data} {size}{run.engine.network_changes()}"
+
+
+def draw_search(run: Search) -> None:
+    """Draw the course of a search and what it found into its folder, as PNG and SVG."""
+    genotype = run.found.genotype
+    if isinstance(run.task.space, MotifSpace):
+        motif_trace.draw_trace(run.found.trace, run.folder)
+    else:
+        search_trace.draw_trace(run.found.trace, run.folder)
+    if isinstance(genotype, Genotype):
+        search_trace.draw_cells(genotype, run.folder)
+    elif genotype is not None:
+        reductions = reduction_cells(len(genotype.cells), getattr(run.engine, "coding", "direct"))
+        motif_trace.draw_motifs(genotype, reductions, run.folder)

@@ -1,0 +1,1 @@
+"""Searching circuits of motifs for spiking networks."""

@@ -1,0 +1,1 @@
+"""The network that holds every choice of a search space, and its training."""

@@ -1,0 +1,1 @@
+"""The training loop, its checkpoints and augmentation, and one run from a card."""

@@ -1,0 +1,1 @@
+"""The catalog of the data folders, cards and weights, and what a network is."""

@@ -1,0 +1,118 @@
+"""From the options of `biorobust train` to a card that says the same."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.records.card import ModelCard, Recipe
+from robustbench_bio.records.genotype import Genotype
+from robustbench_bio.records.threat import parse_eps
+from robustbench_bio.zoo import catalog
+
+
+def prepare(
+    *,
+    model: str | None,
+    genotype: str | None,
+    rule: str | None,
+    dataset: str,
+    name: str | None,
+    seed: int | None,
+    changes: Sequence[str],
+) -> ModelCard:
+    """Return the card to train: one of the zoo or one made from a genotype, with the changes applied.
+
+    Args:
+        model: id of the zoo or path of a card; None if a genotype is given.
+        genotype: name or path of a genotype; None if a model is given.
+        rule: assignment that replaces the card's.
+        dataset: data set to train on.
+        name: id of the new card.
+        seed: replaces the entry's.
+        changes: `recipe.FIELD=VALUE`, `net.FIELD=VALUE` or `rules.FIELD=VALUE`.
+
+    Raises:
+        UserError: neither or both of model and genotype, or a change that does not fit.
+    """
+    if (model is None) == (genotype is None):
+        raise UserError("expected one of --model and --genotype, got " + ("both" if model else "neither"))
+    document = _from_genotype(genotype) if genotype else catalog.card(str(model)).model_dump(mode="json")
+    entry = document["datasets"].setdefault(dataset, {"recipe": Recipe().model_dump(mode="json")})
+    for field in ("weights", "weights_sha256", "val_accuracy", "trained_on"):
+        entry.pop(field, None)
+    document["datasets"] = {dataset: entry}
+    if rule is not None:
+        document["rule"] = rule
+    if seed is not None:
+        entry["seed"] = seed
+    if name is not None:
+        document["id"] = name
+    targets = {
+        "recipe": entry["recipe"],
+        "net": entry.setdefault("net", {}),
+        "rules": document["rule_options"],
+    }
+    for key, value in parse_pairs(changes).items():
+        where, _, field = key.partition(".")
+        if where not in targets or not field:
+            raise UserError(f"expected recipe.FIELD, net.FIELD or rules.FIELD to set, got {key!r}")
+        _put(targets[where], field, value)
+    return ModelCard.read(document)
+
+
+def _from_genotype(genotype: str) -> dict[str, Any]:
+    found = catalog.any_genotype(genotype)
+    kind = "cells" if isinstance(found, Genotype) else "motifs"
+    return {
+        "id": Path(genotype).stem,
+        "title": f"{kind.capitalize()} {found.name}",
+        "rule": "genotype",
+        "rule_options": {},
+        "net": {"name": kind, "genotype": genotype},
+        "datasets": {},
+    }
+
+
+def _put(target: dict[str, Any], field: str, value: Any) -> None:
+    """Set a field, `adversary.eps` creating the adversary that it belongs to."""
+    first, _, rest = field.partition(".")
+    if not rest:
+        target[first] = value
+        return
+    if not isinstance(target.get(first), dict):
+        target[first] = {}
+    target[first][rest] = value
+
+
+def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read `name=value` pairs: numbers, fractions, true, false, none and [lists] are understood, the rest is text.
+
+    Raises:
+        UserError: a pair without `=`, or a name that is given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name:
+            raise UserError(f"expected name=value, got {pair!r}")
+        if name in found:
+            raise UserError(f"expected each name once, got {name!r} twice")
+        found[name] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    constants = {"true": True, "false": False, "none": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
+    if text.startswith("[") and text.endswith("]"):
+        return [_value(part.strip()) for part in text[1:-1].split(",") if part.strip()]
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return parse_eps(text)
+    except UserError:
+        return text

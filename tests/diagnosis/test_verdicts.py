@@ -1,0 +1,428 @@
+"""From checks to a verdict: when a comparison fires, what finished measurements say, and planted networks."""
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from samples import outcomes, result
+from torch import Tensor, nn
+
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.rng import torch_generator
+from robustbench_bio.diagnosis.comparisons import compare, contradictions
+from robustbench_bio.diagnosis.diagnose import diagnose
+from robustbench_bio.evaluation.evaluate import evaluate
+from robustbench_bio.records.diagnosis import Check, Diagnosis, Implies, verdict_on
+from robustbench_bio.records.result import Result
+
+Data = tuple[Tensor, Tensor]
+
+
+# --- compare ----------------------------------------------------------------------------------------------------
+
+
+def columns(n: int, only_weak: int, only_strong: int = 0) -> tuple[list[bool], list[bool]]:
+    """Return which of n examples stand under two attacks: so many under one only, half of the rest under both."""
+    rest = n - only_weak - only_strong
+    both = [i < rest // 2 for i in range(rest)]
+    weak = [True] * only_weak + [False] * only_strong + both
+    return weak, [False] * only_weak + [True] * only_strong + both
+
+
+def compared(n: int, only_weak: int, only_strong: int = 0, implies: Implies = "masked") -> Check:
+    return compare("check", *columns(n, only_weak, only_strong), "weak", "strong", implies)
+
+
+@pytest.mark.parametrize(("only_weak", "only_strong"), [(10, 0), (15, 3), (9, 8), (3, 9), (0, 7), (0, 0), (40, 1)])
+def test_gap_and_p_are_those_of_a_coin(only_weak: int, only_strong: int) -> None:
+    flag = compared(200, only_weak, only_strong)
+    tosses = only_weak + only_strong
+    at_least = sum(math.comb(tosses, k) for k in range(only_weak, tosses + 1))
+    assert flag.values["p"] == pytest.approx(at_least / 2**tosses, rel=1e-9)
+    assert flag.values["gap"] == pytest.approx((only_weak - only_strong) / 200)
+
+
+@pytest.mark.parametrize(
+    ("n", "only_weak", "only_strong", "fired", "implies"),
+    [
+        (100, 7, 0, True, "masked"),  # p = 1/128
+        (100, 6, 0, True, "inconclusive"),  # p = 1/64, and twice a notable gap
+        (100, 5, 0, False, "masked"),  # p = 1/32, less than that
+        (200, 7, 0, True, "masked"),  # 3.5 points
+        (300, 8, 0, False, "masked"),  # 2.7 points are small, whatever p
+        (1000, 25, 0, False, "masked"),
+        (50, 3, 0, True, "inconclusive"),
+        (50, 2, 0, False, "masked"),
+        (100, 20, 14, True, "inconclusive"),
+        (100, 40, 14, True, "masked"),
+        (100, 0, 30, False, "masked"),
+        (100, 0, 0, False, "masked"),
+    ],
+)
+def test_a_comparison_fires_at_a_gap_that_is_notable_and_significant(
+    n: int, only_weak: int, only_strong: int, fired: bool, implies: str
+) -> None:
+    flag = compared(n, only_weak, only_strong)
+    assert (flag.fired, flag.implies) == (fired, implies)
+    assert ("too few examples to tell" in flag.detail) == (implies == "inconclusive")
+
+
+@pytest.mark.parametrize("implies", ["inconclusive", ""])
+def test_only_a_comparison_that_could_say_masked_asks_for_more_examples(implies: Implies) -> None:
+    assert not compared(50, 3, implies=implies).fired
+    assert compared(50, 10, implies=implies).implies == implies
+
+
+def test_the_detail_of_a_comparison_can_be_read() -> None:
+    weak, strong = columns(200, 20)
+    flag = compare("check", weak, strong, "PGD", "Square", "masked")
+    assert flag.detail.startswith("PGD leaves 55.0 %, Square 45.0 % (gap +10.0 points, p = 9.5e-07)")
+
+
+# --- verdict ----------------------------------------------------------------------------------------------------
+
+
+def flag(name: str, implies: Implies, *, fired: bool = True, **values: float) -> Check:
+    return Check(name=name, fired=fired, implies=implies, detail=f"what {name} saw", values=values)
+
+
+@pytest.mark.parametrize(
+    ("checks", "verdict", "reason"),
+    [
+        ([], "sound", "no check fired"),
+        ([flag("a", "masked", fired=False), flag("b", "inconclusive", fired=False)], "sound", "no check fired"),
+        ([flag("remark", "")], "sound", "no check fired"),
+        ([flag("a", ""), flag("b", "inconclusive")], "inconclusive", "b: what b saw"),
+        ([flag("b", "inconclusive", gap=0.9), flag("a", "masked", gap=0.1)], "masked", "a: what a saw"),
+        ([flag("a", "masked", gap=0.1), flag("b", "masked", gap=0.3), flag("c", "masked")], "masked", "b: what b saw"),
+        ([flag("a", "masked"), flag("b", "masked", gap=0.9, fired=False)], "masked", "a: what a saw"),
+    ],
+)
+def test_the_worst_that_any_check_says_is_the_verdict(checks: list[Check], verdict: str, reason: str) -> None:
+    assert verdict_on(checks) == (verdict, reason)
+
+
+def diagnosis(*checks: Check) -> Diagnosis:
+    verdict, reason = verdict_on(checks)
+    return Diagnosis(verdict=verdict, reason=reason, checks=list(checks), n=60, seconds=1.0)
+
+
+def test_newer_checks_replace_those_of_their_name() -> None:
+    old = [flag("a", "masked", fired=False), flag("b", "", fired=False), flag("c", "inconclusive", gap=0.1)]
+    first = diagnosis(*old)
+    found = first.joined([flag("c", "masked", fired=False), flag("d", ""), flag("a", "masked", gap=0.2)])
+    assert [check.name for check in found.checks] == ["b", "c", "d", "a"]
+    assert (found.verdict, found.reason, found.flags) == ("masked", "a: what a saw", ("d", "a"))
+    assert (found.n, found.seconds) == (60, 1.0)
+    assert first.checks == old
+    assert first.verdict == "inconclusive"
+    assert first.joined([]) == first
+    assert first.joined([flag("c", "masked", fired=False)]).verdict == "sound"
+
+
+def test_masking_that_was_found_is_not_taken_back_by_a_newer_check() -> None:
+    first = diagnosis(flag("a", "masked", gap=0.2), flag("b", "inconclusive"))
+    found = first.joined([flag("a", "masked", fired=False, gap=0.0), flag("b", "inconclusive", fired=False)])
+    assert (found.verdict, found.reason, found.flags) == ("masked", "a: what a saw", ("a",))
+    assert first.joined([flag("e", "masked", gap=0.5)]).reason == "e: what e saw"
+
+
+def test_a_diagnosis_is_written_down_whole() -> None:
+    found = diagnosis(flag("a", "masked", gap=0.25), flag("b", "", fired=False))
+    expected = {"verdict": "masked", "reason": "a: what a saw", "flags": ["a"], "n": 60}
+    assert found.summary() == expected
+    checks = [
+        {"name": "a", "fired": True, "implies": "masked", "detail": "what a saw", "values": {"gap": 0.25}},
+        {"name": "b", "fired": False, "implies": "", "detail": "what b saw", "values": {}},
+    ]
+    assert found.document() == expected | {"seconds": 1.0, "checks": checks}
+    assert Diagnosis.model_validate_json(found.model_dump_json()) == found
+
+
+# --- finished measurements ----------------------------------------------------------------------------------------
+
+
+def measured(attack: str, standing: int, *, first: int = 0, n: int = 100, **changes: Any) -> Result:
+    """Return a result under which examples first … first + standing − 1 of n stand."""
+    stands = [int(first <= i < first + standing) for i in range(n)]
+    rows = outcomes(
+        id=list(range(n)), label=[1] * n, clean_prediction=[1] * n, adversarial_prediction=stands,
+        distance=[0.0] * n, queries=[1] * n, steps=[1] * n,
+    )  # fmt: skip
+    found = result(attack=attack, **changes)
+    return found.model_copy(update={"outcomes_record": rows, "spec": found.spec.model_copy(update={"n": n})})
+
+
+def fired(*results: Result) -> list[tuple[str, float]]:
+    return [(check.name, round(check.values["gap"], 6)) for check in contradictions(results) if check.fired]
+
+
+def test_a_rule_far_above_the_exact_gradient_is_found() -> None:
+    assert fired(measured("pgd", 70, gradient="rule"), measured("pgd", 40)) == [("rule-far-above-exact", 0.3)]
+    assert fired(measured("pgd", 41, gradient="rule"), measured("pgd", 40)) == []
+    (check,) = contradictions([measured("fgsm", 70, gradient="rule"), measured("fgsm", 40)])
+    assert check.implies == "masked"
+    assert check.detail.startswith("fgsm through the rule leaves 70.0 %, through the exact gradient 40.0 %")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"eps": 0.2}, {"norm": "l2"}, {"params": {"steps": 10}}, {"gradient": "surrogate:arctan"}, {"backend": "foolbox"}],
+    ids=str,
+)
+def test_a_rule_is_held_against_the_same_question_only(other: dict[str, Any]) -> None:
+    assert contradictions([measured("pgd", 70, gradient="rule"), measured("pgd", 40, **other)]) == []
+
+
+@pytest.mark.parametrize("attack", ["noise", "square"])
+def test_attacks_that_follow_no_gradient_say_nothing_of_rules(attack: str) -> None:
+    assert contradictions([measured(attack, 70, gradient="rule"), measured(attack, 40)]) == []
+
+
+def test_one_step_that_beats_many_is_found() -> None:
+    assert fired(measured("fgsm", 40), measured("pgd", 60)) == [("one-step-beats-many", 0.2)]
+    assert fired(measured("fgsm", 60), measured("pgd", 40)) == []
+    # What any attack of many steps turns counts, so that FGSM has to beat all of them together.
+    assert fired(measured("fgsm", 40), measured("pgd", 60), measured("apgd-ce", 42)) == []
+    assert [c.name for c in contradictions([measured("fgsm", 40), measured("square", 60)])] == [
+        "square-beats-white-box"
+    ]
+
+
+@pytest.mark.parametrize("attack", ["square", "transfer"])
+def test_what_turns_examples_that_all_gradients_leave_is_found(attack: str) -> None:
+    name = f"{attack}-beats-white-box"
+    white = [measured("pgd", 60), measured("apgd-dlr", 50)]
+    # Examples 0 … 49 stand under both; those from 30 on under the third too.
+    assert fired(measured(attack, 70, first=30), *white) == [(name, 0.3)]
+    assert fired(measured(attack, 50), *white) == []
+    assert fired(measured(attack, 20, first=80), measured("pgd", 40, gradient="rule")) == []
+    assert fired(measured(attack, 20), white[0], measured("pgd", 20, eps=0.2)) == [(name, 0.4)]
+
+
+def test_measurements_without_a_partner_say_nothing() -> None:
+    assert contradictions([]) == []
+    assert contradictions([measured("pgd", 10), measured("noise", 90), measured("apgd-ce", 50)]) == []
+    foreign = [measured("fgsm", 10, backend="foolbox"), measured("pgd", 90, backend="foolbox")]
+    assert contradictions([*foreign, measured("pgd", 90)]) == []
+
+
+def test_a_surrogate_counts_as_a_gradient_that_square_must_not_beat() -> None:
+    both = [measured("square", 50), measured("pgd", 90)]
+    assert fired(*both) == [("square-beats-white-box", 0.4)]
+    assert fired(*both, measured("pgd", 49, gradient="surrogate:arctan")) == []
+
+
+# --- planted networks ----------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """A small honest network of five classes on 6 × 6 images: linear, or with a hidden layer."""
+
+    def __init__(self, hidden: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch_generator(seed, "plain")
+        wide = 24 if hidden else 36
+        self.first = nn.Parameter(torch.randn(24, 36, generator=generator) / 3 if hidden else torch.eye(36))
+        self.last = nn.Parameter(torch.randn(5, wide, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh((x.flatten(1) - 0.5) @ self.first.T) @ self.last.T
+
+
+class Rounded(Plain):
+    """Sees its inputs in five levels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x * 4).round() / 4)
+
+
+class _Step(torch.autograd.Function):
+    """Rounding to five levels; its backward pass turns the sign of every second pixel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x * 4).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * (1 - 2 * (torch.arange(g[0].numel()) % 2)).view_as(g[0])
+
+
+class Fires(Plain):
+    """The same five levels, with a backward pass of its own that stands in for their slope, and badly."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_Step.apply(x))  # type: ignore[no-untyped-call]
+
+
+class Leaky(Plain):
+    """The same five levels, through which gradients pass as if they were not there: our own stand-in for roundings."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + ((x * 4).round() / 4 - x).detach())
+
+
+class Noisy(Plain):
+    """Sees its inputs through noise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.05 * torch.randn_like(x))
+
+
+class Normed(nn.Module):
+    """A convolution with batch norm, whose trace rounds otherwise than its modules, and very sure of itself."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv, self.norm, self.last = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Linear(128, 5)
+            assert self.norm.running_var is not None
+            self.norm.running_var.uniform_(0.3, 3)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.scale * self.last(F.relu(self.norm(self.conv(x))).flatten(1))
+        return logits
+
+
+def answered(net: nn.Module, n: int = 60) -> Data:
+    """Return images whose labels are the network's own answers, so that all are classified correctly."""
+    x = torch.rand(n, 1, 6, 6, generator=torch_generator("images"))
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        return x, torch.stack([net(x) for _ in range(20)]).mean(0).argmax(1)
+
+
+def diagnosed(net: nn.Module, n: int = 60, **options: Any) -> Diagnosis:
+    chosen = {"eps": 0.1, "steps": 10, "queries": 60} | options
+    return diagnose(net.eval(), answered(net, n), **chosen)
+
+
+def check(found: Diagnosis, name: str) -> Check:
+    (one,) = (c for c in found.checks if c.name == name)
+    return one
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["linear", "hidden layer"])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("linf", 0.1), ("l2", 0.3)])
+def test_honest_networks_trigger_no_check(norm: str, eps: float, hidden: bool, global_rng_untouched: None) -> None:
+    found = diagnosed(Plain(hidden), norm=norm, eps=eps, source=Plain(hidden, seed=1).eval())
+    assert (found.verdict, found.flags, found.reason) == ("sound", (), "no check fired")
+    assert found.n == 60
+    assert check(found, "transfer-beats-white-box").implies == "masked"
+
+
+def test_an_honest_normed_network_triggers_no_check() -> None:
+    assert diagnosed(Normed(3)).flags == ()
+
+
+def test_an_honest_network_that_is_sure_of_itself_has_no_false_gradient() -> None:
+    assert diagnosed(Normed(200)).flags == ()
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(49, "inconclusive"), (50, "sound")])
+def test_few_examples_leave_it_open(n: int, verdict: str) -> None:
+    found = diagnosed(Plain(), n)
+    assert (found.verdict, found.n) == (verdict, n)
+    assert check(found, "too-few-examples").fired == (n < 50)
+    if n < 50:
+        assert found.reason == "too-few-examples: 49 examples, 50 are the least"
+
+
+def test_rounded_inputs_are_seen_through_by_a_surrogate() -> None:
+    found = diagnosed(Rounded(), eps=0.2)
+    assert found.verdict == "masked"
+    assert {"zero-gradient", "surrogate-beats-exact", "square-beats-white-box"} <= set(found.flags)
+    beaten = check(found, "surrogate-beats-exact")
+    assert beaten.implies == "masked"
+    assert beaten.values["gap"] > 0.3
+    # The gap is what two evaluations of the same attack measure.
+    x, y = answered(Rounded())
+    exact, soft = (
+        evaluate(Rounded().eval(), (x, y), attack="pgd", eps=0.2, steps=10, gradient=g).robust_accuracy
+        for g in ("exact", "surrogate:arctan")
+    )
+    assert exact - soft == pytest.approx(beaten.values["gap"], abs=0.1)
+    assert check(diagnosed(Plain()), "zero-gradient").values["share"] == 0
+
+
+def test_a_surrogate_is_tried_only_where_there_are_steps() -> None:
+    assert "surrogate-beats-exact" not in {c.name for c in diagnosed(Plain()).checks}
+    tried = diagnosed(Rounded(), eps=0.2, gradient="surrogate:arctan")
+    assert "surrogate-beats-exact" not in {c.name for c in tried.checks}
+    assert not check(tried, "square-beats-white-box").fired
+
+
+def test_where_there_is_no_exact_gradient_the_networks_own_is_weak_and_not_false() -> None:
+    found = diagnosed(Fires(), eps=0.2, gradient="surrogate:arctan")
+    names = {c.name for c in found.checks}
+    assert "weak-own-surrogate" in found.flags
+    assert "false-own-gradient" not in names
+    own = check(found, "weak-own-surrogate")
+    assert (own.implies, found.verdict) == ("masked", "masked")
+    said = re.fullmatch(
+        r"steps have no exact gradient to follow: the network's own backward pass and surrogate:arctan are both "
+        r"stand-ins, with cosine -?0\.\d{3}; PGD through the network's own leaves (\d+\.\d) %, through "
+        r"surrogate:arctan (\d+\.\d) % \(gap \+.*\)",
+        own.detail,
+    )
+    assert said is not None
+    assert own.values["gap"] == pytest.approx((float(said[1]) - float(said[2])) / 100, abs=0.001)
+    assert own.values["gap"] > 0.1
+    # A stand-in that is as good as ours is no finding.
+    fine = check(diagnosed(Leaky(), eps=0.2, gradient="surrogate:arctan"), "weak-own-surrogate")
+    assert (fine.fired, fine.values["gap"]) == (False, 0)
+
+
+def test_the_examples_of_another_network_unmask_one_whose_gradient_is_useless() -> None:
+    found = diagnosed(Rounded(), eps=0.2, source=Plain().eval())
+    moved = check(found, "transfer-beats-white-box")
+    assert (moved.fired, moved.implies) == (True, "masked")
+    assert moved.values["gap"] > 0.3
+    # Another network's examples that fool nobody prove nothing.
+    stranger = diagnosed(Rounded(), eps=0.2, source=Plain(seed=5).eval())
+    assert check(stranger, "transfer-beats-white-box").values["gap"] < moved.values["gap"] / 2
+    assert "transfer-beats-white-box" not in {c.name for c in diagnosed(Rounded(), eps=0.2).checks}
+
+
+def test_a_random_network_is_judged_by_its_mean_answer(global_rng_untouched: None) -> None:
+    found = diagnosed(Noisy(), eps=0.05, gradient="eot:4", steps=5, queries=20)
+    noise = check(found, "random-output")
+    assert (noise.fired, noise.implies) == (True, "")
+    assert "the mean answer of 20 passes is judged" in noise.detail
+    assert not check(found, "finite-differences").fired
+    assert not check(found, "false-own-gradient").fired
+    again = diagnosed(Noisy(), eps=0.05, gradient="eot:4", steps=5, queries=20)
+    white = [check(d, "more-steps-lower").detail for d in (found, again)]
+    assert white[0] == white[1]
+
+
+def test_a_random_network_has_no_survivors_where_all_inputs_are_allowed() -> None:
+    x, y = answered(Noisy(), 200)
+    found = evaluate(Noisy().eval(), (x, y), attack="pgd", eps=1.0, steps=20, step_size=0.05, gradient="eot:4")
+    assert found.robust_accuracy == 0
+
+
+def test_a_random_network_without_expectation_is_inconclusive() -> None:
+    found = diagnosed(Noisy(), eps=0.05, steps=5, queries=20)
+    noise = check(found, "random-output")
+    assert (noise.fired, noise.implies) == (True, "inconclusive")
+    assert noise.detail.endswith(": try eot:20")
+    assert found.verdict != "sound"
+
+
+def test_a_diagnosis_refuses_what_it_cannot_hold_others_against() -> None:
+    with pytest.raises(UserError, match="expected gradient exact, eot:K or surrogate:NAME to hold others against"):
+        diagnosed(Plain(), gradient="rule")
+    with pytest.raises(UserError, match="expected norm linf or l2 for a diagnosis, got 'l0'"):
+        diagnosed(Plain(), norm="l0", eps=1)
+    x, y = answered(Plain())
+    with pytest.raises(UserError, match="expected at least one correctly classified example, got none"):
+        diagnose(Plain().eval(), (x, (y + 1) % 5))
+    with pytest.raises(UserError, match="expected the model in eval mode"):
+        diagnose(Plain(), (x, y))

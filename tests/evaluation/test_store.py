@@ -1,0 +1,347 @@
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from samples import CHANGES, outcomes, spec
+from torch import Tensor, nn
+
+import robustbench_bio as rb
+from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.files import default_home, write_atomically
+from robustbench_bio.evaluation.store import Store
+from robustbench_bio.records.result import Provenance, Result
+
+N = 48
+
+
+class Rows(nn.Module):
+    """A linear classifier that notes which inputs it sees; its sums do not depend on the batch at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("weight", torch.randn(4, 9, generator=generator))
+        self.seen: list[bytes] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(x) is Tensor:  # and no stand-in of a trace
+            self.seen.extend(row.numpy().tobytes() for row in x.detach())
+        return (x.flatten(1)[:, None] * self.weight).sum(2)
+
+
+def subject() -> tuple[Rows, tuple[Tensor, Tensor]]:
+    """Return a classifier in eval mode and examples, of which it gets most right."""
+    model = Rows().eval()
+    x = torch.rand(N, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    y = model(x).argmax(1)
+    y[::7] = (y[::7] + 1) % 4
+    model.seen.clear()
+    return model, (x, y)
+
+
+def measure(store: Store | None, batch_size: int = 8, **changes: Any) -> Result:
+    model, data = subject()
+    return rb.evaluate(model, data, batch_size=batch_size, store=store, **({"steps": 5, "eps": 0.1} | changes))
+
+
+class Killed(Exception):
+    pass
+
+
+def killer(after: int) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        assert total == N
+        if done >= after:
+            raise Killed
+
+    return progress
+
+
+def finished(n: int = 4, **changes: Any) -> Result:
+    where = Provenance(seconds=1.0, device="cpu", created="now", packages={})
+    return Result(spec=spec(n=n, **changes), outcomes_record=outcomes(), provenance=where)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_what_is_put_is_what_is_got(tmp_path: Path) -> None:
+    store = Store(tmp_path / "deep" / "er")
+    assert store.get(finished().spec) is None
+    assert not store.root.exists()
+    path = store.put(finished())
+    found = store.get(finished().spec)
+    assert found is not None
+    assert found.from_store
+    assert not finished().from_store
+    assert found == finished().model_copy(update={"from_store": True})
+    assert files(tmp_path) == [path]
+    assert Store(str(store.root)).get(finished().spec) == found
+
+
+def test_the_file_is_json_with_the_hash_of_its_record(tmp_path: Path) -> None:
+    path = Store(tmp_path).put(finished())
+    sealed = json.loads(path.read_text())
+    text = json.dumps(sealed["record"], sort_keys=True, separators=(",", ":"))
+    assert sealed["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    assert sealed["record"]["outcomes"]["adversarial_prediction"] == [0, 4, 5, 3]
+
+
+def forged(store: Store, result: Result) -> dict[str, Any]:
+    """Return a file that is well made but answers another question."""
+    sealed: dict[str, Any] = json.loads(store.put(result).read_text())
+    return sealed
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "prediction": lambda sealed: sealed["record"]["outcomes"]["adversarial_prediction"].__setitem__(1, 1),
+    "eps": lambda sealed: sealed["record"]["spec"].update(eps=0.5),
+    "provenance": lambda sealed: sealed["record"]["provenance"].update(device="gpu"),
+    "extra": lambda sealed: sealed["record"].update(note="x"),
+    "missing": lambda sealed: sealed["record"]["outcomes"].pop("steps"),
+    "hash": lambda sealed: sealed.update(sha256="0" * 64),
+    "no hash": lambda sealed: sealed.pop("sha256"),
+    "no record": lambda sealed: sealed.pop("record"),
+    "nan": lambda sealed: sealed["record"]["outcomes"]["distance"].__setitem__(0, float("nan")),
+    "another spec": lambda sealed: sealed.update(forged(Store("other"), finished(seed=5))),
+    "fewer rows": lambda sealed: sealed.update(forged(Store("other"), finished(n=5))),
+}
+TEXTS: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda text: text[: len(text) // 2],
+    "empty": lambda _: b"",
+    "list": lambda _: b"[]",
+    "text": lambda _: b'"x"',
+    "deep": lambda _: b"[" * 200_000,
+    "binary": lambda _: b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.parametrize("how", [*EDITS, *TEXTS])
+def test_a_damaged_or_edited_result_is_an_error(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    subject = finished(n=5) if how == "fewer rows" else finished()
+    store = Store(tmp_path / "results")
+    path = store.put(subject)
+    if how in EDITS:
+        sealed = json.loads(path.read_text())
+        EDITS[how](sealed)
+        path.write_text(json.dumps(sealed))
+    else:
+        path.write_bytes(TEXTS[how](path.read_bytes()))
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))} does not match its own hash or spec.*delete it$"):
+        store.get(subject.spec)
+    path.unlink()
+    assert store.get(subject.spec) is None
+
+
+def test_results_of_different_specs_never_share_a_path() -> None:
+    store = Store("root")
+    specs = [spec(), *(spec(**{field: value}) for field, value in CHANGES.items())]
+    specs += [spec(model=name) for name in ("a/b", "a_b", "../a_b", "a b", "..", ".", "", "a.b", "A.b")]
+    specs += [spec(params={"steps": value}) for value in (1, True, "1", None, 1.0)]
+    paths = {store.path(s) for s in specs}
+    assert len(paths) == len(specs)
+    for path in paths:
+        assert Path("root") in path.parents
+        assert ".." not in path.parts
+        assert len(path.relative_to("root").parts) == 3
+
+
+def test_unfinished_batches_of_different_specs_stay_apart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put_part(spec(), outcomes())
+    assert store.parts(spec()) == [outcomes()]
+    assert store.parts(spec(seed=1)) == []
+    assert store.get(spec()) is None
+
+
+@pytest.mark.parametrize("again", [8, 5, 48])
+def test_a_killed_run_continues_without_repeating_finished_batches(tmp_path: Path, again: int) -> None:
+    whole = measure(None)
+    assert 0 < whole.robust_accuracy < whole.clean_accuracy < 1
+    store = Store(tmp_path)
+    with pytest.raises(Killed):
+        measure(store, progress=killer(24))
+    left = sum(map(len, store.parts(whole.spec)))
+    assert left == 24
+    assert store.get(whole.spec) is None
+
+    model, data = subject()
+    resumed = rb.evaluate(model, data, batch_size=again, store=store, steps=5, eps=0.1)
+    gate = 8
+    known = {row.numpy().tobytes() for row in data[0][gate:left]}
+    fresh = {row.numpy().tobytes() for row in data[0][left:]}
+    assert not known & set(model.seen), "a finished example was given to the network again"
+    assert fresh <= set(model.seen)
+    assert same(resumed, whole)
+    assert store.get(whole.spec) is not None
+    assert [path.suffix for path in files(tmp_path)] == [".json"]
+
+
+def same(one: Result, other: Result) -> bool:
+    return (one.spec, one.outcomes_record) == (other.spec, other.outcomes_record)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 48, 1000])
+def test_outcomes_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    assert same(measure(None, batch_size=batch_size), measure(None))
+
+
+def test_an_equal_call_is_answered_from_the_store_without_asking_the_network(tmp_path: Path) -> None:
+    first = measure(Store(tmp_path))
+    model, data = subject()
+    again = rb.evaluate(model, data, batch_size=3, store=Store(tmp_path), steps=5, eps=0.1)
+    assert model.seen == []
+    assert again.from_store
+    assert not first.from_store
+    assert again.outcomes_record == first.outcomes_record
+    assert again.provenance == first.provenance
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 6}, {"eps": 0.11}, {"norm": "l2"}, {"ids": range(1, N + 1)}])
+def test_another_question_gets_an_answer_of_its_own(tmp_path: Path, change: dict[str, Any]) -> None:
+    measure(Store(tmp_path))
+    assert not measure(Store(tmp_path), **change).from_store
+    assert len(files(tmp_path)) == 2
+
+
+def test_another_network_or_other_data_get_an_answer_of_their_own(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    measure(store)
+    model, (x, y) = subject()
+    assert not rb.evaluate(model, (x, y.flip(0)), store=store, steps=5, eps=0.1).from_store
+    assert not rb.evaluate(model, (x.flip(0), y), store=store, steps=5, eps=0.1).from_store
+    assert not rb.evaluate(model, (x[:-1], y[:-1]), store=store, steps=5, eps=0.1).from_store
+    model.weight[0, 0] += 1e-6
+    assert not rb.evaluate(model, (x, y), store=store, steps=5, eps=0.1).from_store
+
+
+@pytest.mark.parametrize("damage", ["truncated", "edited", "half written"])
+def test_a_damaged_batch_is_measured_anew(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(Killed):
+        measure(store, progress=killer(24))
+    part = files(tmp_path)[0]
+    text = part.read_text()
+    if damage == "truncated":
+        part.write_text(text[:-20])
+    elif damage == "edited":
+        first = re.search(r'"clean_prediction":\[(\d)', text)
+        assert first is not None
+        part.write_text(text.replace(first.group(), first.group()[:-1] + str((int(first.group(1)) + 1) % 4)))
+    else:
+        part.rename(part.with_name(f".{part.name}.0123456789abcdef"))
+    assert sum(map(len, store.parts(measure(None).spec))) == 16
+    assert same(measure(store), measure(None))
+    assert [path.suffix for path in files(tmp_path)] == [".json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"^cannot write .*a\.json: No space left on device$"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert files(tmp_path) == [path]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, b"old")
+
+    def interrupted(_: int) -> None:
+        assert path.read_bytes() == b"old"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert files(tmp_path) == [path]
+
+
+def test_written_files_obey_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "a.json", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file" / "results")
+    model, data = subject()
+    with pytest.raises(UserError, match=r"^cannot write .*results: Not a directory: name another folder with --out$"):
+        rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    assert model.seen == []
+    with pytest.raises(UserError, match=r"^cannot write .*file: File exists: name another folder"):
+        write_atomically(tmp_path / "file" / "a.json", b"x")
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^cannot read .*: File name too long: name another folder with --out$"):
+        Store(tmp_path / ("x" * 300)).get(spec())
+
+
+def test_results_live_below_the_home_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.setenv("BIOROBUST_HOME", "~/x")
+    assert default_home() == Path("/h/x")
+    monkeypatch.delenv("BIOROBUST_HOME")
+    assert default_home() == Path("/h/.cache/biorobust")
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_outright_gives_what_an_undisturbed_one_gives(trained_card: Path, tmp_path: Path) -> None:
+    def command(out: Path) -> list[str]:
+        options = "--attack pgd --steps 60 --n-examples 120 --batch-size 6 --gradient exact --eps 4/255 --json"
+        return [
+            sys.executable, "-c", "from robustbench_bio.cli import main; main()", "eval", "--model", str(trained_card),
+            "--set", "early_exit=false", "--out", str(out), *options.split(),
+        ]  # fmt: skip
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = tmp_path / "killed"
+    victim = subprocess.Popen(command(run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)  # noqa: S603
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(run.rglob("*.parts/[!.]*.json"))) < 3:
+        assert victim.poll() is None, "it was done before it could be killed"
+        time.sleep(0.002)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait(30) == -signal.SIGKILL
+    parts = list(run.rglob("*.parts/[!.]*.json"))
+    assert 3 <= len(parts) < 20
+    assert not list(run.glob("*/*/*.json"))
+    next(iter(parts)).write_text("half")
+
+    documents = []
+    for out in (run, tmp_path / "whole"):
+        done = subprocess.run(command(out), capture_output=True, check=True, env=environment, timeout=120)  # noqa: S603
+        documents.append(json.loads(done.stdout))
+        assert not documents[-1]["results"][0]["from_store"]
+    records = [json.loads(path.read_text())["record"] for path in sorted(tmp_path.glob("*/*/*/*.json"))]
+    assert len(records) == 2
+    assert records[0]["outcomes"] == records[1]["outcomes"]
+    assert records[0]["spec"] == records[1]["spec"]
+    assert documents[0]["worst_case"] == documents[1]["worst_case"]
+    assert [path.name for path in files(run)] == [path.name for path in files(tmp_path / "whole")]
