@@ -59,7 +59,7 @@ app.add_typer(leaderboard, name="leaderboard")
 def main() -> None:
     """Run the command; the user's mistake is one line on stderr and exit status 2."""
     try:
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False, prog_name="biorobust")
     except UserError as error:
         _fail(str(error))
     except _USAGE as error:

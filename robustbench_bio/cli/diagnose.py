@@ -27,24 +27,22 @@ def diagnose(
     as_json: AsJson = False,
 ) -> None:
     """Look for gradient masking: may this network's robustness be believed?"""
-    from robustbench_bio.diagnosis import campaign
+    from robustbench_bio.diagnosis.named import diagnose_model
+    from robustbench_bio.evaluation.planning import DataSource, read_settings
+    from robustbench_bio.records.threat import Threat
     from robustbench_bio.report import tables as report
 
-    with terminal.bar("probing") as progress:
-        found = campaign.diagnose_model(
+    threat, settings = Threat.checked(norm, eps), read_settings(seed=seed, device=device)
+    with terminal.bar("diagnosing") as progress:
+        diagnosis = diagnose_model(
             model,
-            dataset=dataset,
-            norm=norm,
-            eps=eps,
+            DataSource(dataset, data_root, data_file),
+            threat,
             gradient=gradient,
             source=source,
             n_examples=n_examples,
-            seed=seed,
-            device=device,
-            data_root=data_root,
-            data_file=data_file,
+            settings=settings,
             progress=progress,
         )
-    terminal.show(
-        as_json, {"model": model, "dataset": dataset} | found.document(), report.diagnosis_table(model, found)
-    )
+    document = {"model": model, "dataset": dataset} | diagnosis.document()
+    terminal.show(as_json, document, report.diagnosis_table(model, diagnosis))

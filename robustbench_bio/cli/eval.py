@@ -39,32 +39,25 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Attack a network and print how much of its accuracy is left."""
-    from robustbench_bio.diagnosis.campaign import eval_model
+    from robustbench_bio.core.files import default_home
+    from robustbench_bio.diagnosis.assess import assess
+    from robustbench_bio.evaluation.planning import AskedAttack, DataSource, eval_plan, read_settings
+    from robustbench_bio.evaluation.store import Store
+    from robustbench_bio.records.threat import Threat
     from robustbench_bio.report import tables as report
 
+    threats = Threat.several(norm, eps)
+    settings = read_settings(seed=seed, batch_size=batch_size, precision=precision, device=device)
+    store = Store(out_dir or default_home() / "results")
     with terminal.bar("attacking") as progress:
-        done = eval_model(
+        plan = eval_plan(
             model,
-            attack=attack,
-            dataset=dataset,
-            norm=norm,
-            eps=eps,
-            params=attack_params(param, steps),
-            gradient=gradient,
-            backend=backend,
+            DataSource(dataset, data_root, data_file),
+            AskedAttack(attack, threats, attack_params(param, steps), gradient, backend),
             n_examples=n_examples,
-            batch_size=batch_size,
-            precision=precision,
-            seed=seed,
-            device=device,
-            out=out_dir,
-            data_root=data_root,
-            data_file=data_file,
-            progress=progress,
+            settings=settings,
             notice=lambda line: terminal.err.print(line, soft_wrap=True),
         )
-    terminal.show(
-        as_json,
-        report.eval_document(done.results, done.diagnosis),
-        report.eval_table(done.results, done.diagnosis),
-    )
+        [assessment] = assess(plan, threats[0], store=store, progress=progress)
+    results, diagnosis = assessment.measured, assessment.diagnosis
+    terminal.show(as_json, report.eval_document(results, diagnosis), report.eval_table(results, diagnosis))

@@ -27,25 +27,22 @@ def grid(
     Writes results.csv, table.md and, for attacks at several radii, eps-curve.png and .svg into OUT/grid-PRESET.
     """
     from robustbench_bio.core.files import default_home
-    from robustbench_bio.diagnosis import grid as grids
-    from robustbench_bio.report import grid as grid_report
+    from robustbench_bio.diagnosis.grid import run_grid
+    from robustbench_bio.evaluation.planning import DataSource, preset_plan, read_settings
+    from robustbench_bio.evaluation.store import Store
+    from robustbench_bio.report import grid as report
+    from robustbench_bio.zoo import catalog
 
     folder = out_dir or default_home() / "results"
+    chosen, settings = catalog.preset(preset), read_settings(seed=seed, device=device)
     with terminal.bar("attacking") as progress:
-        found = grids.run(
-            preset,
-            models,
-            dataset=dataset,
-            n_examples=n_examples,
-            seed=seed,
-            device=device,
-            out=folder,
-            data_root=data_root,
-            data_file=data_file,
-            progress=progress,
-            notice=terminal.err.print,
+        asked = preset_plan(
+            chosen, models, DataSource(dataset, data_root, data_file), n_examples=n_examples, settings=settings
         )
-    files = grid_report.write(found, folder / f"grid-{found.preset.name}")
-    terminal.show(as_json, grid_report.document(found, files), grid_report.table(found))
+        for label, reason in asked.skipped.items():
+            terminal.err.print(f"{label} is skipped: {reason}")
+        done = run_grid(asked, Store(folder), progress)
+    files = report.write(done, folder / f"grid-{chosen.name}")
+    terminal.show(as_json, report.document(done, files), report.table(done))
     if not as_json:
         terminal.out.print(f"written to {files[0].parent}: {', '.join(path.name for path in files)}", highlight=False)

@@ -29,7 +29,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the ranking of a board; rows that no paired test tells apart share a range of ranks."""
-    from robustbench_bio.leaderboard.ranking import ranked
+    from robustbench_bio.leaderboard.ranking import rank_entries
     from robustbench_bio.report import boards as shows
     from robustbench_bio.zoo import catalog
 
@@ -39,7 +39,7 @@ def show(
     found = []
     for name in names:
         one = catalog.board(name, leaderboards)
-        found.append((one, ranked([catalog.entry(path) for path in catalog.entry_files(name, leaderboards)])))
+        found.append((one, rank_entries([catalog.entry(path) for path in catalog.entry_files(name, leaderboards)])))
     if as_json:
         documents = [shows.document(one, rows) for one, rows in found]
         terminal.document(documents[0] if len(documents) == 1 else {"boards": documents})
@@ -112,3 +112,22 @@ def verify(
                 terminal.out.print(line, highlight=False, soft_wrap=True)
     if not all(report.holds for report in reports):
         raise typer.Exit(1)
+
+
+@leaderboard.command()
+def migrate(
+    board: Annotated[str | None, typer.Option(help="Name of a board [default: all].")] = None,
+    leaderboards: Boards = None,
+    zoo: Zoo = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring entries of an older schema up to date; nothing is measured again."""
+    from robustbench_bio.leaderboard.folders import Folders
+    from robustbench_bio.leaderboard.migrate import migrate as bring_up_to_date
+
+    folders = Folders.of(zoo, leaderboards)
+    changed = [path for one in folders.boards(board) for path in bring_up_to_date(one, folders)]
+    if as_json:
+        terminal.document({"files": [str(path) for path in changed]})
+    else:
+        terminal.out.print(f"{len(changed)} entries brought up to date", highlight=False)

@@ -44,7 +44,7 @@ def search(
     Images under 16 pixels take 4 channels, 3 cells and few epochs unless told otherwise: under three minutes in
     the space bionas on two cores.
     """
-    from robustbench_bio.diagnosis.campaign import pick_device
+    from robustbench_bio.evaluation.planning import pick_device
     from robustbench_bio.report import search as report
     from robustbench_bio.search import run as searches
     from robustbench_bio.zoo.card_options import parse_pairs

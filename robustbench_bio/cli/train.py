@@ -31,7 +31,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a network by its rules; continue where an interrupted run stopped."""
-    from robustbench_bio.diagnosis.campaign import pick_device
+    from robustbench_bio.evaluation.planning import pick_device
     from robustbench_bio.report import training as report
     from robustbench_bio.training import run as runs
     from robustbench_bio.zoo import card_options as recipes

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,9 @@ from robustbench_bio.attacks.access.white_box import slope
 from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.mi_fgsm import MIFGSM
 from robustbench_bio.attacks.pgd import PGD
+from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.rng import ExampleRng, torch_generator
+from robustbench_bio.core.stats import all_of
 from robustbench_bio.diagnosis.comparisons import ENOUGH, compare
 from robustbench_bio.evaluation.judge import judge
 from robustbench_bio.records.diagnosis import Check, Implies
@@ -24,38 +27,57 @@ from robustbench_bio.records.gradient import Gradient
 from robustbench_bio.records.threat import Threat
 
 #: The surrogate that is tried on networks with thresholds.
-SURROGATE = "surrogate:arctan"
+SURROGATE = Gradient("surrogate", "arctan")
 
 
+@dataclass(eq=False)
 class Checks:
     """All checks on one network and its correctly classified examples.
 
     Args:
         model: the network, in eval mode.
-        judged: what decides whether an example stands: the network, or its mean answer if it is random.
+        judged: what decides whether an example is robust: the network, or its mean prediction if it is random.
         x: [n, C, H, W] in [0, 1].
         y: int64 [n], all of them answered correctly.
         logits: [n, K] at x.
         threat: linf or l2.
-        gradient: of the white-box attacks.
-        votes: passes behind each answer.
+        followed: gradient of the white-box attacks.
+        draws: passes behind each answer.
         steps: of PGD.
         queries: of Square.
         seed: of every draw.
     """
 
-    def __init__(
-        self, model: nn.Module, judged: nn.Module, x: Tensor, y: Tensor, logits: Tensor, threat: Threat,
-        gradient: Gradient, votes: int, steps: int, queries: int, seed: int,
-    ) -> None:  # fmt: skip
-        self.model, self.judged, self.x, self.y, self.logits, self.threat = model, judged, x, y, logits, threat
-        self.steps, self.queries, self.seed, self.votes = steps, queries, seed, votes
-        self.exact = WhiteBoxModel(model, str(gradient), votes=votes, seed=seed)
-        self.kind = str(gradient) if gradient.surrogate else "exact"
-        self.gradient = self.exact.gradient(x, y, cross_entropy).gradient
-        self.stands = self.survivors(self.exact, PGD(steps=steps))
+    model: nn.Module
+    judged: nn.Module
+    x: Tensor
+    y: Tensor
+    logits: Tensor
+    threat: Threat
+    followed: Gradient
+    draws: int
+    steps: int
+    queries: int
+    seed: int
+    exact: WhiteBoxModel = field(init=False)
+    gradient: Tensor = field(init=False)
+    robust: list[bool] = field(init=False)
 
-    def all(self, source: nn.Module | None, progress: Callable[[int, int, str], None]) -> list[Check]:
+    def __post_init__(self) -> None:
+        self.exact = self.white_box(self.followed)
+        self.gradient = self.exact.gradient(self.x, self.y, cross_entropy).gradient
+        self.robust = self.robust_to(self.exact, PGD(steps=self.steps))
+
+    @property
+    def kind(self) -> str:
+        """What the reference gradient is called: exact, or the surrogate that stands in for it."""
+        return str(self.followed) if self.followed.surrogate else "exact"
+
+    def white_box(self, gradient: Gradient) -> WhiteBoxModel:
+        """Return white-box access to the network through a gradient."""
+        return WhiteBoxModel(self.model, gradient, draws=self.draws, seed=self.seed)
+
+    def all(self, source: nn.Module | None, progress: Progress) -> list[Check]:
         """Run every check; cheap ones first."""
         checks: list[Callable[[], Check]] = [
             self.too_few_examples, self.untraceable, self.random_output, self.random_gradient, self.probabilities,
@@ -66,27 +88,27 @@ class Checks:
             checks += [self.rule_gradient, self.rule_alignment]
         if self.has_steps():
             checks.append(self.surrogate_beats_exact)
-        found = []
+        checked = []
         total = len(checks) + 1 + (source is not None)
         for i, check in enumerate(checks):
             progress(i, total, check.__name__.replace("_", " "))
-            found.append(check())
+            checked.append(check())
         white = self.best_white_box()
         if source is not None:
             progress(len(checks), total, "transfer beats white box")
-            found.append(self.transfer_beats_white_box(white, source))
+            checked.append(self.transfer_beats_white_box(white, source))
         progress(total - 1, total, "square beats white box")
-        found.append(self.square_beats_white_box(white))
-        return found
+        checked.append(self.square_beats_white_box(white))
+        return checked
 
-    def survivors(self, white_box: WhiteBoxModel, attack: Attack, threat: Threat | None = None) -> list[bool]:
-        """Attack every example and judge: which still stand."""
+    def robust_to(self, white_box: WhiteBoxModel, attack: Attack, threat: Threat | None = None) -> list[bool]:
+        """Attack every example and judge which are robust."""
         threat = threat or self.threat
         rng = ExampleRng(self.seed, range(len(self.y)), "diagnosis")
         proposal = attack.perturb(white_box, self.x, self.y, threat, rng)
-        return self.judged_stands(proposal.x_adv, threat)
+        return self.judged_robust(proposal.x_adv, threat)
 
-    def judged_stands(self, x_adv: Tensor, threat: Threat) -> list[bool]:
+    def judged_robust(self, x_adv: Tensor, threat: Threat) -> list[bool]:
         predicted, _ = judge(self.judged, self.x, x_adv, self.y, threat)
         return (predicted == self.y).tolist()
 
@@ -95,19 +117,19 @@ class Checks:
         return _check("too-few-examples", n < ENOUGH, "inconclusive", f"{n} examples, {ENOUGH} are the least", n=n)
 
     def untraceable(self) -> Check:
-        found = [notice for notice in self.exact.notices if notice.startswith("not traced")]
-        detail = found[0] if found else "the forward pass was traced: gradients do not rest on the network's word"
-        return _check("untraceable", bool(found), "inconclusive", detail)
+        notices = [notice for notice in self.exact.notices if notice.startswith("not traced")]
+        detail = notices[0] if notices else "the forward pass was traced: gradients do not rest on the network's word"
+        return _check("untraceable", bool(notices), "inconclusive", detail)
 
     def random_output(self) -> Check:
         with torch.no_grad():
             first, second = self.model(self.x), self.model(self.x)
         moved = (second - first).abs().amax().item() / (first.std().item() + 1e-12)
         detail = f"logits move by {moved:.2g} of their spread when asked again"
-        voted = f", so that the mean answer of {self.votes} passes is judged" if self.votes > 1 else ": try eot:20"
+        judged = f", so that the mean prediction of {self.draws} passes is judged" if self.draws > 1 else ": try eot:20"
         fired = moved > TOLERANCE
-        implies: Implies = "" if self.votes > 1 else "inconclusive"
-        return _check("random-output", fired, implies, detail + (voted if fired else ""), moved=moved)
+        implies: Implies = "" if self.draws > 1 else "inconclusive"
+        return _check("random-output", fired, implies, detail + (judged if fired else ""), moved=moved)
 
     def random_gradient(self) -> Check:
         """Tell whether a second gradient differs though the forward pass does not (brsf with redraws, say)."""
@@ -154,45 +176,43 @@ class Checks:
         return _check("flat-along-gradient", share > 0.25, "masked", detail, share=share)
 
     def one_step_beats_many(self) -> Check:
-        single = self.survivors(self.exact, make("fgsm", self.threat.norm, {}))
-        return compare("one-step-beats-many", self.stands, single, "PGD", "FGSM", "masked")
+        single = self.robust_to(self.exact, make("fgsm", self.threat.norm, {}))
+        return compare("one-step-beats-many", self.robust, single, "PGD", "FGSM", "masked")
 
     def more_steps_lower(self) -> Check:
-        longer = self.survivors(self.exact, PGD(steps=4 * self.steps))
+        longer = self.robust_to(self.exact, PGD(steps=4 * self.steps))
         names = f"PGD-{self.steps}", f"PGD-{4 * self.steps}"
-        return compare("more-steps-lower", self.stands, longer, *names, "inconclusive")
+        return compare("more-steps-lower", self.robust, longer, *names, "inconclusive")
 
     def unbounded_eps_survivors(self) -> Check:
         largest = {"linf": 1.0, "l2": self.x[0].numel() ** 0.5}[self.threat.norm]
         wide = Threat(self.threat.norm, largest, self.threat.bounds)
         attack = PGD(steps=2 * self.steps, step_size=largest / 4, restarts=2)
-        share = _mean(self.survivors(self.exact, attack, wide))
+        share = _mean(self.robust_to(self.exact, attack, wide))
         detail = f"{share:.0%} of the examples withstand PGD with all inputs allowed"
         return _check("unbounded-eps-survivors", share > 0.02, "masked", detail, share=share, gap=share)
 
     def best_white_box(self) -> list[bool]:
-        """Return what stands under PGD, APGD-CE and APGD-DLR; with surrogates, through each of `ATTACKED_BY` too."""
-        others = [kind for kind in ATTACKED_BY if kind != self.kind] if self.exact.kind.surrogate else []
-        white_boxes = [WhiteBoxModel(self.model, kind, votes=self.votes, seed=self.seed) for kind in others]
-        white = self.stands
-        for white_box in white_boxes:
-            white = _and(white, self.survivors(white_box, PGD(steps=self.steps)))
-        for name, white_box in itertools.product(("apgd-ce", "apgd-dlr"), [self.exact, *white_boxes]):
-            white = _and(white, self.survivors(white_box, make(name, self.threat.norm, {"steps": 2 * self.steps})))
-        return white
+        """Return what is robust to PGD, APGD-CE and APGD-DLR; with surrogates, through each of `ATTACKED_BY` too."""
+        others = [self.white_box(gradient) for gradient in ATTACKED_BY if gradient != self.followed]
+        others = others if self.followed.surrogate else []
+        columns = [self.robust, *(self.robust_to(other, PGD(steps=self.steps)) for other in others)]
+        for name, white_box in itertools.product(("apgd-ce", "apgd-dlr"), [self.exact, *others]):
+            columns.append(self.robust_to(white_box, make(name, self.threat.norm, {"steps": 2 * self.steps})))
+        return all_of(columns)
 
     def square_beats_white_box(self, white: list[bool]) -> Check:
         """Tell whether an attack without gradients turns what the best of three with gradients cannot."""
-        square = self.survivors(self.exact, make("square", self.threat.norm, {"queries": self.queries}))
+        square = self.robust_to(self.exact, make("square", self.threat.norm, {"queries": self.queries}))
         names = "the best of PGD, APGD-CE and APGD-DLR", f"with Square-{self.queries} it is"
-        return compare("square-beats-white-box", white, _and(white, square), *names, "masked")
+        return compare("square-beats-white-box", white, all_of([white, square]), *names, "masked")
 
     def transfer_beats_white_box(self, white: list[bool], source: nn.Module) -> Check:
         """Tell whether another network's adversarial examples turn what this one's gradient cannot."""
         attack = MIFGSM(steps=self.steps, early_exit=False)
         rng = ExampleRng(self.seed, range(len(self.y)), "diagnosis")
         proposal = attack.perturb(WhiteBoxModel(source), self.x, self.y, self.threat, rng)
-        both = _and(white, self.judged_stands(proposal.x_adv, self.threat))
+        both = all_of([white, self.judged_robust(proposal.x_adv, self.threat)])
         names = "the best of PGD, APGD-CE and APGD-DLR", "with transfer it is"
         return compare("transfer-beats-white-box", white, both, *names, "masked")
 
@@ -206,7 +226,7 @@ class Checks:
         theirs = own.gradient(self.x, self.y, cross_entropy).gradient
         same = torch.equal(theirs, self.gradient)
         cosine = 1.0 if same else _cosine(theirs, self.gradient).mean().item()
-        if self.exact.kind.surrogate:
+        if self.followed.surrogate:
             name, weak, strong = "weak-own-surrogate", "PGD through the network's own", f"through {self.kind}"
             detail = (
                 f"steps have no exact gradient to follow: the network's own backward pass and {self.kind} are both "
@@ -215,15 +235,15 @@ class Checks:
         else:
             name, weak, strong = "false-own-gradient", "PGD through it", "through the traced one"
             detail = f"the network's own gradient has cosine {cosine:.3f} with the traced one"
-        if cosine > 0.99 or self.votes > 1:
+        if cosine > 0.99 or self.draws > 1:
             return _check(name, False, "masked", detail, cosine=cosine, gap=0.0)
-        found = compare(name, self.survivors(own, PGD(steps=self.steps)), self.stands, weak, strong, "masked")
-        return found.model_copy(update={"detail": f"{detail}; {found.detail}"})
+        gap = compare(name, self.robust_to(own, PGD(steps=self.steps)), self.robust, weak, strong, "masked")
+        return gap.model_copy(update={"detail": f"{detail}; {gap.detail}"})
 
     def rule_gradient(self) -> Check:
-        through_rule = self.survivors(WhiteBoxModel(self.model, "rule"), PGD(steps=self.steps))
+        through_rule = self.robust_to(WhiteBoxModel(self.model, "rule"), PGD(steps=self.steps))
         names = "PGD through the rule", f"through the {self.kind} gradient"
-        return compare("rule-far-above-exact", through_rule, self.stands, *names, "masked")
+        return compare("rule-far-above-exact", through_rule, self.robust, *names, "masked")
 
     def rule_alignment(self) -> Check:
         rule = WhiteBoxModel(self.model, "rule").gradient(self.x, self.y, cross_entropy).gradient
@@ -234,14 +254,12 @@ class Checks:
 
     def has_steps(self) -> bool:
         """Tell whether the forward pass holds thresholds or roundings that a surrogate could stand in for."""
-        return self.exact.kind.source == "exact" and stepped(self.model, self.x[:2])
+        return self.followed.source == "exact" and stepped(self.model, self.x[:2])
 
     def surrogate_beats_exact(self) -> Check:
-        soft = self.survivors(
-            WhiteBoxModel(self.model, SURROGATE, votes=self.votes, seed=self.seed), PGD(steps=self.steps)
-        )
+        soft = self.robust_to(self.white_box(SURROGATE), PGD(steps=self.steps))
         names = "PGD through the exact gradient", f"through {SURROGATE}"
-        return compare("surrogate-beats-exact", self.stands, soft, *names, "masked")
+        return compare("surrogate-beats-exact", self.robust, soft, *names, "masked")
 
 
 def finite_difference_error(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0, directions: int = 8) -> float:
@@ -313,9 +331,5 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), dim=1, eps=1e-300)
 
 
-def _and(a: list[bool], b: list[bool]) -> list[bool]:
-    return [x and y for x, y in zip(a, b, strict=True)]
-
-
-def _mean(stands: list[bool]) -> float:
-    return sum(stands) / len(stands)
+def _mean(robust: list[bool]) -> float:
+    return sum(robust) / len(robust)

@@ -1,7 +1,6 @@
 """Is the measured robustness real? Every check for gradient masking on one network."""
 
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +8,15 @@ from torch import Tensor, nn
 from robustbench_bio.attacks.access.mean_prediction import DRAWS, MeanPrediction, is_random
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.numerics import full_float32
+from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.diagnosis.checks import Checks
 from robustbench_bio.evaluation.judge import check_data, checked_logits
 from robustbench_bio.records.diagnosis import Diagnosis, verdict_on
 from robustbench_bio.records.gradient import Gradient
-from robustbench_bio.records.threat import Norm, Threat, check_eps
+from robustbench_bio.records.threat import Norm, Threat
 
 
-class NothingToAttack(UserError):
+class NothingToAttackError(UserError):
     """No example is classified correctly."""
 
 
@@ -26,14 +26,14 @@ def diagnose(
     data: tuple[Tensor, Tensor],
     *,
     norm: Norm = "linf",
-    eps: float = 8 / 255,
-    gradient: str = "exact",
+    eps: float | str = 8 / 255,
+    gradient: str | Gradient = "exact",
     source: nn.Module | None = None,
     n_examples: int = 200,
     steps: int = 20,
     queries: int = 300,
     seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress = silent,
 ) -> Diagnosis:
     """Look for gradient masking in a network before anybody believes its robustness.
 
@@ -62,19 +62,19 @@ def diagnose(
     started = time.perf_counter()
     if norm not in ("linf", "l2"):
         raise UserError(f"expected norm linf or l2 for a diagnosis, got {norm!r}")
-    threat, kind = Threat(norm, check_eps(eps, norm)), Gradient.read(gradient)
+    threat, kind = Threat.checked(norm, eps), Gradient.read(gradient)
     if kind.source == "rule":
-        raise UserError(f"expected gradient exact, eot:K or surrogate:NAME to hold others against, got {gradient!r}")
+        raise UserError(f"expected gradient exact, eot:K or surrogate:NAME to hold others against, got {str(kind)!r}")
     x, y = data
     check_data(x, y)
     if any(module.training for module in model.modules()):
         raise UserError("expected the model in eval mode, got one in train mode: call model.eval()")
-    votes = DRAWS if kind.draws and is_random(model, x[:8]) else 1
-    judged = MeanPrediction(model, votes, seed, "judge") if votes > 1 else model
+    draws = DRAWS if kind.draws and is_random(model, x[:8]) else 1
+    judged = MeanPrediction(model, draws, seed, "judge") if draws > 1 else model
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # a random network draws from it
         right, logits = _first_right(judged, x, y.long(), n_examples)
-        probe = Checks(model, judged, x[right], y[right].long(), logits, threat, kind, votes, steps, queries, seed)
-        checks = probe.all(source, progress or (lambda *_: None))
+        probe = Checks(model, judged, x[right], y[right].long(), logits, threat, kind, draws, steps, queries, seed)
+        checks = probe.all(source, progress)
     verdict, reason = verdict_on(checks)
     return Diagnosis(verdict=verdict, reason=reason, checks=checks, n=len(right), seconds=time.perf_counter() - started)
 
@@ -90,5 +90,5 @@ def _first_right(model: nn.Module, x: Tensor, y: Tensor, wanted: int) -> tuple[T
         if sum(map(len, rows)) >= wanted:
             break
     if sum(map(len, rows)) == 0:
-        raise NothingToAttack("expected at least one correctly classified example, got none: nothing to attack")
+        raise NothingToAttackError("expected at least one correctly classified example, got none: nothing to attack")
     return torch.cat(rows)[:wanted], torch.cat(found)[:wanted]

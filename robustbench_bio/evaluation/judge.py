@@ -1,7 +1,7 @@
 """The gate before an attack and the judge after it: what makes a robustness number believable."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +23,12 @@ class AttackViolation(RuntimeError):
     """An attack proposed something outside the threat model, or changed the network: a bug in the attack."""
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return a hash of every parameter and buffer and of the architecture as the module prints it."""
-    digest = hashlib.sha256(repr(model).encode())
-    digest.update(getattr(model, "description", "").encode())
-    for name, tensor in _state(model):
-        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+def data_hash(x: Tensor, y: Tensor, ids: Sequence[int]) -> str:
+    """Return the hash of examples x [N, C, H, W], labels y [N] and their rows in the data set."""
+    digest = hashlib.sha256(f"{tuple(x.shape)}|{list(ids)}".encode())
+    digest.update(x.detach().cpu().float().contiguous().numpy().tobytes())
+    digest.update(y.detach().cpu().long().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def check_data(x: Tensor, y: Tensor) -> None:

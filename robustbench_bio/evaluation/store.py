@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -31,7 +32,7 @@ class Store:
 
     def path(self, spec: EvalSpec) -> Path:
         """Return where the result of `spec` lies once it is finished."""
-        name = f"{spec.attack}-{spec.norm}-{_plain(spec.gradient)}-{spec.key()[:16]}.json"
+        name = file_name(spec.attack, spec.threat.norm, str(spec.gradient), spec.key())
         return self.root / _plain(spec.model) / _plain(spec.dataset) / name
 
     def check_writable(self) -> None:
@@ -55,7 +56,7 @@ class Store:
                 return None
         except OSError as error:
             raise UserError(f"cannot read {path.parent}: {error.strerror}: name another folder with --out") from None
-        result = _unseal(Result, path)
+        result = unseal(Result, path)
         if result is None or result.spec != spec or len(result.outcomes_record) != spec.n:
             raise UserError(f"{path} does not match its own hash or spec: it was damaged or edited, delete it")
         return result.model_copy(update={"from_store": True})
@@ -63,26 +64,26 @@ class Store:
     def put(self, result: Result) -> Path:
         """Write a finished result, forget its parts, and return its path."""
         path = self.path(result.spec)
-        write_atomically(path, _seal(result))
+        write_atomically(path, seal(result))
         shutil.rmtree(self._parts(result.spec), ignore_errors=True)
         return path
 
     def put_part(self, spec: EvalSpec, outcomes: Outcomes) -> None:
         """Write the outcomes of one finished batch."""
-        write_atomically(self._parts(spec) / f"{outcomes.sha256()[:16]}.json", _seal(outcomes))
+        write_atomically(self._parts(spec) / f"{outcomes.sha256()[:16]}.json", seal(outcomes))
 
     def parts(self, spec: EvalSpec) -> list[Outcomes]:
         """Return the finished batches of an unfinished measurement; files that fail their hash are skipped."""
-        found = (_unseal(Outcomes, path) for path in sorted(self._parts(spec).glob("*.json")))
+        found = (unseal(Outcomes, path) for path in sorted(self._parts(spec).glob("*.json")))
         return [part for part in found if part is not None]
 
     def recall(self, question: Record, name: str, cls: type[R]) -> R | None:
         """Return what `remember` kept as the answer to a question; None where it kept nothing, or it was edited."""
-        return _unseal(cls, self._memory(question, name))
+        return unseal(cls, self._memory(question, name))
 
     def remember(self, question: Record, name: str, answer: Record) -> None:
         """Keep an answer that can be worked out again, such as a diagnosis, beside the results."""
-        write_atomically(self._memory(question, name), _seal(answer))
+        write_atomically(self._memory(question, name), seal(answer))
 
     def _memory(self, question: Record, name: str) -> Path:
         return self.root / "diagnoses" / f"{_plain(name)}-{question.sha256()[:16]}.json"
@@ -91,21 +92,38 @@ class Store:
         return self.path(spec).with_suffix(".parts")
 
 
+def file_name(attack: str, norm: str, gradient: str, key: str) -> str:
+    """Return the file of a measurement: what it is, for people, and its key."""
+    return f"{attack}-{norm}-{_plain(gradient)}-{key[:16]}.json"
+
+
 def _plain(name: str) -> str:
     """Return a name that is one safe folder; the key tells apart what this makes equal."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "_"
 
 
-def _seal(record: Record) -> bytes:
+def seal(record: Record) -> bytes:
+    """Return a record and the hash of its content, as a file holds them."""
     body = record.canonical()
     digest = hashlib.sha256(body.encode()).hexdigest()
     return f'{{"sha256":"{digest}","record":{body}}}\n'.encode()
 
 
-def _unseal(cls: type[R], path: Path) -> R | None:
+def unseal(cls: type[R], path: Path) -> R | None:
+    """Return the record in a file; None where there is none, or it was damaged or edited."""
+    try:
+        return cls.model_validate(sealed_record(path))
+    except (ValidationError, UserError):
+        return None
+
+
+def sealed_record(path: Path) -> dict[str, Any] | None:
+    """Return the document in a file whose hash is that of its content, None for any other file."""
     try:
         sealed = json.loads(path.read_bytes())
-        record = cls.model_validate(sealed["record"])
-        return record if record.sha256() == sealed["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, ValidationError):
+        record = sealed["record"]
+        body = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        right = hashlib.sha256(body.encode()).hexdigest() == sealed["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return record if right and isinstance(record, dict) else None

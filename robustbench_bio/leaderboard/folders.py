@@ -10,15 +10,14 @@ from typing import Self
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.datasets import open_dataset
-from robustbench_bio.diagnosis.grid import Cell, applies, planned, stood_in
+from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject, with_surrogates
+from robustbench_bio.evaluation.planning import DataSource, models_like, preset_measurements
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.base import read_toml
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard, TrainedNet
 from robustbench_bio.records.entry import Entry
 from robustbench_bio.records.motifs import AnyGenotype, read_genotype
-from robustbench_bio.records.result import EvalSpec
-from robustbench_bio.records.threat import format_eps
 from robustbench_bio.zoo import catalog
 from robustbench_bio.zoo import loading as zoo
 
@@ -47,13 +46,7 @@ class Folders:
             UserError: a pattern that none matches.
         """
         known = sorted(path.stem for path in self.models.glob("*.toml"))
-        found: list[str] = []
-        for pattern in (part.strip() for part in patterns.split(",")):
-            matches = [model for model in known if fnmatchcase(model, pattern)]
-            if not matches:
-                raise UserError(unknown("model", pattern, known))
-            found += matches
-        return list(dict.fromkeys(found))
+        return models_like(patterns, known)
 
     def card(self, model: str) -> ModelCard | None:
         """Return the card of a model; None where there is none."""
@@ -136,23 +129,23 @@ class Folders:
         return self.leaderboards / board / f"{model}.json"
 
 
-def cells_of(board: Board) -> tuple[Cell, ...]:
+def measurements_of(board: Board) -> tuple[Measurement, ...]:
     """Return the measurements that a board asks for, each once: those of its preset, then those of its curve."""
-    std = open_dataset(board.dataset).std
-    sigma = sum(std) / len(std)
+    sigma = DataSource(board.dataset).sigma()
     presets = [board.preset, *([board.curve] if board.curve else [])]
-    found = {(cell.column(), cell.gradient): cell for name in presets for cell in planned(catalog.preset(name), sigma)}
-    return tuple(found.values())
+    asked = [one for name in presets for one in preset_measurements(catalog.preset(name), sigma)]
+    return tuple({(one.but_for_gradient(), one.gradient): one for one in asked}.values())
 
 
-def asked_of(net: Net, cells: Sequence[Cell]) -> list[Cell]:
-    """Return the measurements that a network can be put to, see `grid.applies`."""
-    return [cell for cell in stood_in(cells) if applies(cell, net)]
+def plan_of(board: Board, subjects: Sequence[Subject], device: str = "cpu") -> Plan:
+    """Return what a board asks of some networks: gradients in float32, surrogates where there are thresholds.
 
-
-def named(spec: EvalSpec) -> str:
-    """Return what people call a measurement; a board asks for no two of one name."""
-    return f"{spec.attack} {spec.norm} {format_eps(spec.eps, spec.norm)} {spec.gradient}"
+    Raises:
+        UserError: the board's data is not here, or has fewer examples.
+    """
+    examples = Slice.load(board.dataset, board.n_examples)
+    settings = Settings(seed=board.seed, precision="float32", device=device)
+    return Plan(examples, tuple(subjects), with_surrogates(measurements_of(board)), settings)
 
 
 def file_hash(path: Path) -> str:

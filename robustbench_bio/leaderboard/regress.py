@@ -1,24 +1,22 @@
 """Did a change make networks less robust? Paired tests against a baseline of entries, example by example."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from torch import nn
 
-from robustbench_bio.attacks import rules_of
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.core.registry import unknown
-from robustbench_bio.core.stats import mcnemar
-from robustbench_bio.leaderboard.folders import Folders, named
-from robustbench_bio.leaderboard.remeasure import Slice, measure
+from robustbench_bio.core.stats import all_of, discordant, mcnemar
+from robustbench_bio.evaluation.plan import Slice, Subject
+from robustbench_bio.leaderboard.folders import Folders
+from robustbench_bio.leaderboard.remeasure import remeasure
 from robustbench_bio.records.entry import Entry, Measured
-from robustbench_bio.records.gradient import Gradient
 from robustbench_bio.zoo import catalog
-
-Progress = Callable[[int, int, str], None]
 
 #: What is asked of each network.
 CLEAN, WORST = "clean", "worst case"
@@ -50,8 +48,8 @@ class Pair:
     Attributes:
         model: network.
         question: `CLEAN` or `WORST`.
-        before: which examples stood in the baseline.
-        after: which stand now.
+        before: which examples were robust in the baseline.
+        after: which are now.
     """
 
     model: str
@@ -66,7 +64,7 @@ class Change:
 
     Attributes:
         pair: the outcomes.
-        p: one-sided exact McNemar p for "stood more often before", after Holm's correction over all tests.
+        p: one-sided exact McNemar p for "was robust more often before", after Holm's correction over all tests.
         regression: whether the drop is significant and notable.
     """
 
@@ -86,12 +84,12 @@ class Change:
 
     @property
     def lost(self) -> int:
-        """Examples that stood before and do not now."""
+        """Examples that were robust before and are not now."""
         return sum(b and not a for b, a in zip(self.pair.before, self.pair.after, strict=True))
 
     @property
     def won(self) -> int:
-        """Examples that stand now and did not before."""
+        """Examples that are robust now and were not before."""
         return sum(a and not b for b, a in zip(self.pair.before, self.pair.after, strict=True))
 
     def line(self) -> str:
@@ -141,7 +139,7 @@ def judged(pairs: Sequence[Pair], limits: Limits, left_out: dict[str, str] | Non
     if not pairs:
         reasons = "; ".join(f"{model}: {reason}" for model, reason in (left_out or {}).items())
         raise UserError(f"expected a network on both sides, got none{': ' if reasons else ''}{reasons}")
-    values = holm([mcnemar(pair.before, pair.after) for pair in pairs])
+    values = holm([mcnemar(*discordant(pair.before, pair.after)) for pair in pairs])
     changes = []
     for pair, p in zip(pairs, values, strict=True):
         drop = 100 * (sum(pair.before) - sum(pair.after)) / len(pair.before)
@@ -184,7 +182,7 @@ class Part:
         Raises:
             UserError: no attack is called that.
         """
-        ranking = [m for m in entry.measurements if (m.spec.norm, m.spec.eps) == entry.threat]
+        ranking = [m for m in entry.measurements if m.spec.threat == entry.rank_by]
         patterns = [part.strip() for part in self.attacks.split(",")]
         found = [m for m in ranking if any(fnmatchcase(m.spec.attack, pattern) for pattern in patterns)]
         if not found:
@@ -208,45 +206,46 @@ def read_entries(folder: Path, models: str = "*") -> dict[str, Entry]:
     return {file.stem: catalog.entry(file) for file in chosen}
 
 
-def paired(entry: Entry, net: nn.Module, part: Part, progress: Callable[[str], None] | None = None) -> list[Pair]:
+def paired(entry: Entry, net: nn.Module, part: Part, report: Callable[[str], None] = lambda _: None) -> list[Pair]:
     """Measure a network again as an entry says and return the examples before and after.
 
     Args:
         entry: of the baseline.
         net: what is to stand in its place now, in eval mode.
         part: what is compared.
-        progress: called with the name of each measurement before it starts.
+        report: called with the name of each measurement before it starts.
 
     Raises:
         UserError: the data is not what the entry was measured on, or the network cannot be evaluated.
     """
-    spec = entry.measurements[0].spec
-    data, rows = Slice.of(spec.dataset, entry.n), part.rows(entry.n)
-    if data.sha256() != spec.data_sha256:
+    spec, subject = entry.measurements[0].spec, Subject(entry.model, net)
+    examples, rows = Slice.load(spec.dataset, entry.n), part.rows(entry.n)
+    if examples.sha256 != spec.data_sha256:
         raise UserError(f"entry {entry.model} was measured on other examples of {spec.dataset}: renew the baseline")
-    chosen = [m for m in part.measurements(entry) if Gradient.read(m.spec.gradient).source != "rule" or rules_of(net)]
+    chosen = [one for one in part.measurements(entry) if one.spec.gradient.source != "rule" or subject.has_rules]
     if not chosen:
         raise UserError(f"expected an attack with the exact gradient on {entry.model}, which has no rules: got none")
-    before = [True] * len(rows)
-    after, clean = list(before), list(before)
+    columns: list[list[bool]] = []
     for measured in chosen:
-        if progress:
-            progress(named(measured.spec))
-        old, new = measured.robust_correct(), measure(net, measured.spec, data, rows)
-        before = [b and old[row] for b, row in zip(before, rows, strict=True)]
-        after = [a and outcome.robust for a, outcome in zip(after, new, strict=True)]
-        clean = [outcome.clean for outcome in new]
-    was_clean = entry.measurements[0].clean_correct()
+        report(measured.spec.title)
+        outcomes = remeasure(subject, measured.spec, examples, rows)
+        columns.append([outcome.robust for outcome in outcomes])
+    before_clean, before = entry.measurements[0].clean_correct(), all_of(one.robust_correct() for one in chosen)
     return [
-        Pair(entry.model, CLEAN, [was_clean[row] for row in rows], clean),
-        Pair(entry.model, WORST, before, after),
+        Pair(entry.model, CLEAN, [before_clean[row] for row in rows], [outcome.clean for outcome in outcomes]),
+        Pair(entry.model, WORST, [before[row] for row in rows], all_of(columns)),
     ]
 
 
 def against_checkout(
-    baseline: Path, folders: Folders, *, models: str = "*", part: Part | None = None, limits: Limits | None = None,
-    progress: Progress | None = None,
-) -> Comparison:  # fmt: skip
+    baseline: Path,
+    folders: Folders,
+    *,
+    models: str = "*",
+    part: Part | None = None,
+    limits: Limits | None = None,
+    progress: Progress = silent,
+) -> Comparison:
     """Measure the networks of the zoo again and compare them with a baseline's entries.
 
     Args:
@@ -268,9 +267,8 @@ def against_checkout(
             left_out[model] = "not in the zoo any more"
             continue
 
-        def report(what: str, done: int = done, model: str = model) -> None:
-            if progress:
-                progress(done, len(entries), f"{model}: {what}")
+        def report(line: str, done: int = done, model: str = model) -> None:
+            progress(done, len(entries), f"{model}: {line}")
 
         pairs += paired(entry, folders.network(card, dataset), part, report)
     return judged(pairs, limits, left_out)
@@ -288,25 +286,22 @@ def between(
     old, new = read_entries(baseline, models), read_entries(candidate, models)
     left_out = dict.fromkeys(old.keys() - new.keys(), "not in the candidate")
     left_out |= dict.fromkeys(new.keys() - old.keys(), "not in the baseline")
-    pairs: list[Pair] = []
-    for model in [model for model in old if model in new]:
-        before, after = old[model], new[model]
-        rows = part.rows(before.n)
-        ours, theirs = (part.measurements(entry) for entry in (before, after))
-        if sorted(map(_asked, ours)) != sorted(map(_asked, theirs)):
-            raise UserError(f"entries of {model} were measured by different attacks or on other examples: renew one")
-        columns = [
-            (entry.measurements[0].clean_correct(), _all(found)) for entry, found in ((before, ours), (after, theirs))
-        ]
-        for question, was, now in zip((CLEAN, WORST), *columns, strict=True):
-            pairs.append(Pair(model, question, [was[row] for row in rows], [now[row] for row in rows]))
+    pairs = [pair for model in old if model in new for pair in _between(old[model], new[model], part)]
     return judged(pairs, limits, dict(sorted(left_out.items())))
+
+
+def _between(before: Entry, after: Entry, part: Part) -> Iterator[Pair]:
+    """Yield the examples of one network in two entries, clean and in the worst case."""
+    rows = part.rows(before.n)
+    ours, theirs = (part.measurements(entry) for entry in (before, after))
+    if sorted(map(_asked, ours)) != sorted(map(_asked, theirs)):
+        raise UserError(f"entries of {before.model} were measured by different attacks or on other examples: renew one")
+    clean = [entry.measurements[0].clean_correct() for entry in (before, after)]
+    worst = [all_of(one.robust_correct() for one in measured) for measured in (ours, theirs)]
+    for question, (was, now) in ((CLEAN, clean), (WORST, worst)):
+        yield Pair(before.model, question, [was[row] for row in rows], [now[row] for row in rows])
 
 
 def _asked(measured: Measured) -> str:
     spec = measured.spec
-    return f"{named(spec)} {sorted(spec.params.items())} {spec.data_sha256}"
-
-
-def _all(measurements: Sequence[Measured]) -> list[bool]:
-    return [all(row) for row in zip(*(m.robust_correct() for m in measurements), strict=True)]
+    return f"{spec.title} {sorted(spec.params.items())} {spec.data_sha256}"

@@ -3,8 +3,8 @@
 import base64
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from robustbench_bio.attacks import WhiteBoxModel, make
 from robustbench_bio.attacks.access.surrogate import followed
 from robustbench_bio.core.rng import ExampleRng, torch_generator
-from robustbench_bio.datasets import load_examples
-from robustbench_bio.datasets.tensors import tensors
-from robustbench_bio.evaluation.evaluate import data_hash, evaluate
 from robustbench_bio.evaluation.judge import checked_logits
+from robustbench_bio.evaluation.measure import measure
+from robustbench_bio.evaluation.plan import Measurement, Settings, Slice, Subject, job
 from robustbench_bio.nets import cost
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.entry import Gallery, Measured
@@ -47,103 +46,71 @@ class Outcome(NamedTuple):
     robust: bool
 
     def __str__(self) -> str:
-        return "stands" if self.robust else "falls" if self.clean else "is wrong clean"
+        return "is robust" if self.robust else "is fooled" if self.clean else "is wrong clean"
 
 
-@dataclass(frozen=True)
-class Slice:
-    """The examples that a board measures on.
-
-    Attributes:
-        x: float32 [N, C, H, W] in [0, 1].
-        y: int64 [N].
-        ids: row of each in its split.
-    """
-
-    x: Tensor
-    y: Tensor
-    ids: list[int]
-
-    @classmethod
-    def of(cls, dataset: str, n: int) -> Self:
-        """Return the first n test examples of a data set.
-
-        Raises:
-            UserError: the data is not here, or has fewer.
-        """
-        examples = load_examples(dataset, "test", n)
-        return cls(*tensors(examples), examples.ids.tolist())
-
-    def sha256(self) -> str:
-        """Return the hash that specs carry."""
-        return data_hash(self.x, self.y, self.ids)
-
-
-def measure(net: nn.Module, spec: EvalSpec, data: Slice, rows: Sequence[int], nudge: int = 0) -> list[Outcome]:
+def remeasure(subject: Subject, spec: EvalSpec, examples: Slice, rows: Sequence[int], nudge: int = 0) -> list[Outcome]:
     """Return the outcomes of some examples under what a spec asks.
 
     Each example draws from its own stream, so that it has the outcome here that it had among all.
 
     Args:
-        net: in eval mode.
+        subject: the network, on the CPU.
         spec: what is asked; its network and number of examples do not matter.
-        data: the board's examples.
-        rows: places in `data`.
+        examples: the board's.
+        rows: places among the examples.
         nudge: 0 for the examples as they are; k for the kth way to move their values by up to `NUDGE`.
     """
-    index = torch.tensor(list(rows))
-    x = data.x[index]
+    part = examples.rows(rows)
     if nudge:
         generator = torch_generator(spec.seed, "nudge", nudge)
-        shift = torch.rand(data.x.shape, generator=generator)[index] * 2 - 1
-        x = (x + NUDGE * shift).clamp(0, 1)
-    params: dict[str, Any] = make(spec.attack, spec.norm, dict(spec.params)).params
-    found = evaluate(
-        net, (x, data.y[index]), attack=spec.attack, norm=spec.norm, eps=spec.eps, gradient=spec.gradient,
-        seed=spec.seed, precision=spec.precision, ids=[data.ids[row] for row in rows],
-        names=(spec.model, spec.dataset, spec.split), **params,
-    ).outcomes_record  # fmt: skip
-    return [Outcome(*pair) for pair in zip(found.clean_correct(), found.robust_correct(), strict=True)]
+        shift = torch.rand(examples.x.shape, generator=generator)[list(rows)] * 2 - 1
+        part = replace(part, x=(part.x + NUDGE * shift).clamp(0, 1))
+    asked = Measurement(spec.attack, spec.threat, spec.gradient, dict(spec.params))
+    settings = Settings(spec.seed, precision=spec.precision)
+    outcomes = measure(job(subject, asked, part, settings), part, settings).outcomes_record
+    return [Outcome(*pair) for pair in zip(outcomes.clean_correct(), outcomes.robust_correct(), strict=True)]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An example whose outcome here is not the claimed one.
+    """An example whose outcome is not the claimed one when it is measured again.
 
     Attributes:
         row: its place among the board's examples.
         claimed: what the entry says.
-        found: what came of the same attack here.
-        close: whether the claimed outcome came in one of the repetitions: rounding or the draws' luck decides it.
+        measured: what came of the same attack.
+        within_tolerance: whether the claimed outcome came in one of the repetitions: rounding or the draws' luck
+            decides it.
     """
 
     row: int
     claimed: Outcome
-    found: Outcome
-    close: bool
+    measured: Outcome
+    within_tolerance: bool
 
 
-def differences(net: nn.Module, measured: Measured, data: Slice, rows: Sequence[int]) -> list[Difference]:
+def differences(subject: Subject, measured: Measured, examples: Slice, rows: Sequence[int]) -> list[Difference]:
     """Measure some examples of a claim again and return those that differ.
 
     Processors add up floats in different orders, and an attack of many steps magnifies that, so an honest outcome can
     differ on another machine. Mostly values moved by rounding's size show it; but flat regions of an image make ties,
     in max pools above all, which one kernel always breaks in one way and another in another: other draws show that.
     """
-    pairs = zip(measured.clean_correct(), measured.robust_correct(), strict=True)
-    claims = [Outcome(*pair) for pair in pairs]
-    found = dict(zip(rows, measure(net, measured.spec, data, rows), strict=True))
-    doubtful = [row for row in rows if found[row] != claims[row]]
-    close: set[int] = set()
+    claims = [Outcome(*pair) for pair in zip(measured.clean_correct(), measured.robust_correct(), strict=True)]
+    again = dict(zip(rows, remeasure(subject, measured.spec, examples, rows), strict=True))
+    doubtful = [row for row in rows if again[row] != claims[row]]
+    tolerated: set[int] = set()
     spec = measured.spec
-    others = [spec.model_copy(update={"seed": spec.seed + i}) for i in range(1, REPEATS + 1)]
-    for asked, nudge in [*((spec, i) for i in range(1, REPEATS + 1)), *((other, 0) for other in others)]:
-        left = [row for row in doubtful if row not in close]
+    moved = [(spec, nudge) for nudge in range(1, REPEATS + 1)]
+    redrawn = [(spec.model_copy(update={"seed": spec.seed + i}), 0) for i in range(1, REPEATS + 1)]
+    for asked, nudge in (*moved, *redrawn):
+        left = [row for row in doubtful if row not in tolerated]
         if not left:
             break
-        again = measure(net, asked, data, left, nudge)
-        close |= {row for row, outcome in zip(left, again, strict=True) if outcome == claims[row]}
-    return [Difference(row, claims[row], found[row], row in close) for row in doubtful]
+        outcomes = remeasure(subject, asked, examples, left, nudge)
+        tolerated |= {row for row, outcome in zip(left, outcomes, strict=True) if outcome == claims[row]}
+    return [Difference(row, claims[row], again[row], row in tolerated) for row in doubtful]
 
 
 def certain_answers(net: nn.Module, data: Slice) -> list[bool | None]:

@@ -1,6 +1,5 @@
 """What is submitted to a board, checked: cards, cells and weights are data that nobody has to trust."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from robustbench_bio import nets
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.progress import Progress
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.leaderboard.folders import Folders, file_hash
 from robustbench_bio.nets.base import Inputs, Net
@@ -19,8 +19,6 @@ from robustbench_bio.records.motifs import AnyGenotype, read_genotype
 from robustbench_bio.training import run as runs
 from robustbench_bio.zoo import catalog
 from robustbench_bio.zoo import loading as zoo
-
-Progress = Callable[[int, int, str], None]
 
 #: Parameters of a network that is submitted; those of ImageNet's largest ResNet are half as many.
 MAX_PARAMETERS = 120_000_000
@@ -65,7 +63,7 @@ class Candidate:
     own_cells: bool = False
 
 
-def from_zoo(model: str, board: Board, folders: Folders, order: Order, progress: Progress | None) -> Candidate:
+def from_zoo(model: str, board: Board, folders: Folders, order: Order, progress: Progress) -> Candidate:
     """Return a network that the zoo holds, trained first if it has no weights and the order says so."""
     card = folders.card(model)
     if card is None:
@@ -77,7 +75,7 @@ def from_zoo(model: str, board: Board, folders: Folders, order: Order, progress:
     return Candidate(card, net, folders.cells(card, board.dataset))
 
 
-def from_file(path: Path, board: Board, folders: Folders, order: Order, progress: Progress | None) -> Candidate:
+def from_file(path: Path, board: Board, folders: Folders, order: Order, progress: Progress) -> Candidate:
     """Check a card file, its cells and its weights, none of which may be trusted."""
     card = _read_card(path)
     entry = folders.trained(card, board.dataset)
@@ -190,7 +188,7 @@ def _file(path: Path) -> None:
 
 
 def _trained(
-    card: ModelCard, entry: TrainedNet, board: Board, genotype: Path | None, progress: Progress | None
+    card: ModelCard, entry: TrainedNet, board: Board, genotype: Path | None, progress: Progress
 ) -> tuple[Path, TrainedNet]:
     """Follow the recipe of a card and return the weights' file and what the training says."""
     if genotype is not None:

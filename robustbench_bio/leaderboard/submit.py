@@ -9,13 +9,15 @@ from pathlib import Path
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import default_home, write_atomically
-from robustbench_bio.datasets import load_examples
-from robustbench_bio.diagnosis.campaign import pick_device
-from robustbench_bio.diagnosis.grid import Cell, Row, Work
+from robustbench_bio.core.progress import Progress, silent
+from robustbench_bio.diagnosis.assess import Assessment, assess_network
+from robustbench_bio.evaluation.plan import Slice, Subject
+from robustbench_bio.evaluation.planning import pick_device
+from robustbench_bio.evaluation.runner import Runner
 from robustbench_bio.evaluation.store import Store
-from robustbench_bio.leaderboard.folders import Folders, asked_of, cells_of
-from robustbench_bio.leaderboard.remeasure import Slice, facts_of, gallery
-from robustbench_bio.leaderboard.submission import Candidate, Order, Progress, from_file, from_zoo
+from robustbench_bio.leaderboard.folders import Folders, measurements_of, plan_of
+from robustbench_bio.leaderboard.remeasure import facts_of, gallery
+from robustbench_bio.leaderboard.submission import Candidate, Order, from_file, from_zoo
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard
@@ -23,7 +25,6 @@ from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.entry import Entry, Finding, Measured, scored
 from robustbench_bio.records.motifs import AnyGenotype
 from robustbench_bio.records.result import Provenance
-from robustbench_bio.records.threat import Threat
 from robustbench_bio.zoo import catalog
 
 
@@ -43,7 +44,7 @@ def submit(
     *,
     out: Path | None = None,
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[Submitted]:
     """Measure networks as a board asks and write their entries; results that are in the store are not measured again.
 
@@ -61,8 +62,8 @@ def submit(
     Raises:
         UserError: unknown names, a card, genotype or weights that are not what they should be.
     """
-    order, board = order or Order(), folders.board(board_name)
-    cells, where = cells_of(board), pick_device(device)
+    order, board, where = order or Order(), folders.board(board_name), pick_device(device)
+    measurements_of(board)  # complains now of a preset that does not fit
     paths = [model for model in models if model.endswith(".toml")]
     ids = [model for model in models if not model.endswith(".toml")]
     if len(paths) + len(ids) != 1 and (order.weights or order.genotype):
@@ -75,38 +76,33 @@ def submit(
     candidates += [from_zoo(model, board, folders, order, progress) for model in known]
     if not candidates:
         raise UserError("expected a card or a model to submit, got none")
-    examples = load_examples(board.dataset, board.split, board.n_examples)
-    total = len(examples) * sum(len(asked_of(candidate.net, cells)) for candidate in candidates)
-    work = Work(
-        examples, board.dataset, board.seed, where, store, catalog.preset(board.preset).probe_examples, progress, total,
-        precision="float32",
-    )  # fmt: skip
-    return [_measured(candidate, board, cells, work, folders) for candidate in candidates]
+    subjects = [Subject(candidate.card.id, candidate.net.to(where)) for candidate in candidates]
+    plan = plan_of(board, subjects, where)
+    n_probe = catalog.preset(board.preset).probe_examples
+    runner = Runner(plan, store, progress)
+    submitted = []
+    for candidate, subject in zip(candidates, subjects, strict=True):
+        measured = assess_network(runner, subject, board.rank_by, n_probe)
+        entry = entry_of(candidate.card, candidate.net.cpu(), candidate.cells, measured, board)
+        submitted.append(Submitted(entry, _write(entry, candidate, board, folders)))
+    return submitted
 
 
-def _measured(found: Candidate, board: Board, cells: Sequence[Cell], work: Work, folders: Folders) -> Submitted:
-    threat = (board.rank_by.norm, board.rank_by.value())
-    row = work.row(found.card.id, found.net.to(work.device), asked_of(found.net, cells), threat)
-    entry = entry_of(found.card, found.net.cpu(), found.cells, row, board)
-    return Submitted(entry, _write(entry, found, board, folders))
-
-
-def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, row: Row, board: Board) -> Entry:
+def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, measured: Assessment, board: Board) -> Entry:
     """Return the entry of a network that was measured.
 
     Args:
         card: as the zoo holds it.
         net: on the CPU.
         cells: its genotype, of cells or of motifs.
-        row: its measurements and diagnosis.
+        measured: its measurements and diagnosis.
         board: what asked for them.
     """
-    threat = Threat(board.rank_by.norm, board.rank_by.value())
-    measurements = [Measured.of(result) for result in row.measured]
+    measurements = [Measured.of(result) for result in measured.measured]
     own = card.model_copy(update={"datasets": {board.dataset: card.datasets[board.dataset]}})
-    sources = [result.provenance for result in row.measured]
+    sources = [result.provenance for result in measured.measured]
     latest = max(sources, key=lambda source: source.created)
-    diagnosis = row.diagnosis
+    diagnosis = measured.diagnosis
     weights_sha256 = card.datasets[board.dataset].weights_sha256
     assert weights_sha256 is not None  # noqa: S101
     return Entry(
@@ -118,10 +114,10 @@ def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, row: Row, boa
         weights_sha256=weights_sha256,
         measurements=measurements,
         finding=None if diagnosis is None else finding_of(diagnosis),
-        gallery=gallery(net, Slice.of(board.dataset, board.n_examples), threat, board.seed),
+        gallery=gallery(net, Slice.load(board.dataset, board.n_examples), board.rank_by, board.seed),
         facts=facts_of(net),
         rank_by=board.rank_by,
-        scores=scored(measurements, (threat.norm, threat.eps)),
+        scores=scored(measurements, board.rank_by),
         provenance=Provenance(
             seconds=round(sum(source.seconds for source in sources), 1),
             device=latest.device,

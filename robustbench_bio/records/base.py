@@ -21,7 +21,6 @@ from pydantic import (
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.core.toml import parse_toml, read_text
-from robustbench_bio.records.gradient import Gradient
 
 if TYPE_CHECKING:
     pass
@@ -52,15 +51,6 @@ def _file_name(value: str) -> str:
     return value
 
 
-def _gradient(value: str) -> str:
-    try:
-        return str(Gradient.read(value))
-    except UserError as error:
-        raise ValueError(str(error)) from None
-
-
-#: The text of a gradient as `gradients.Gradient` writes it.
-GradientText = Annotated[str, AfterValidator(_gradient)]
 Identifier = Annotated[str, AfterValidator(_identifier)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from robustbench_bio.records.base import Identifier, Record
-from robustbench_bio.records.preset import Radius
+from robustbench_bio.records.threat import Threat
 
 #: Examples of one measurement at most; CIFAR's and MNIST's test splits have 10,000.
 MAX_EXAMPLES = 100_000
@@ -25,6 +25,6 @@ class Board(Record):
     """Attacks that every entry has to stand."""
     curve: Identifier | None = None
     """A second preset, for the curve over eps; it takes part in the ranking where it attacks at the same radius."""
-    rank_by: Radius
+    rank_by: Threat
     """Threat model whose worst case over all attacks and gradients, example by example, ranks the entries."""
     seed: int = 0

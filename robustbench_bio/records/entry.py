@@ -8,18 +8,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from robustbench_bio.core.stats import wilson
+from robustbench_bio.core.stats import all_of, wilson
 from robustbench_bio.records.base import Identifier, Record, Sha256
 from robustbench_bio.records.board import MAX_EXAMPLES
 from robustbench_bio.records.card import ModelCard
 from robustbench_bio.records.diagnosis import Verdict
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.records.motifs import MotifGenotype
-from robustbench_bio.records.preset import Radius
 from robustbench_bio.records.result import EvalSpec, Outcomes, Provenance, Result
+from robustbench_bio.records.threat import Threat
 
 #: Entries of a newer schema are refused: what they mean is not known here.
-SCHEMA: Literal[1] = 1
+SCHEMA: Literal[2] = 2
 
 
 def _bytes(text: str) -> str:
@@ -67,7 +67,7 @@ def unpack(text: str, n: int) -> list[bool]:
 
 
 class Measured(Record):
-    """One attack on one network: what was asked, and for each example whether it stands."""
+    """One attack on one network: what was asked, and for each example whether it is robust."""
 
     spec: EvalSpec
     clean: Base64
@@ -161,7 +161,7 @@ class Scores(Record):
 
     clean_accuracy: float
     worst_case: float
-    """Fraction of examples that stand under every attack and gradient within the board's threat model."""
+    """Fraction of examples that are robust to every attack and gradient within the board's threat model."""
     ci95: tuple[float, float]
     """Wilson interval of the worst case."""
 
@@ -182,7 +182,7 @@ class Entry(Record):
             of another id, a newer schema.
     """
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     board: Identifier
     model: Identifier
     card: ModelCard
@@ -198,7 +198,7 @@ class Entry(Record):
     gallery: Gallery | None = None
     facts: dict[str, float | str] = Field(default_factory=dict)
     """Parameters, MACs, energy, share of weights under each rule: as `biorobust show` gives them."""
-    rank_by: Radius
+    rank_by: Threat
     scores: Scores
     provenance: Provenance
     commit: str = ""
@@ -211,6 +211,8 @@ class Entry(Record):
             raise ValueError(
                 f"expected {SCHEMA}, got {found}: this entry is newer than robustbench-bio here, update it"
             )
+        if found == 1:
+            raise ValueError(f"expected {SCHEMA}, got 1: bring the board up to date with biorobust leaderboard migrate")
         return found
 
     @model_validator(mode="after")
@@ -220,7 +222,7 @@ class Entry(Record):
         if self.card.sha256() != self.card_sha256:
             raise ValueError("card_sha256 is not that of the card: the entry was edited")
         specs = [measured.spec for measured in self.measurements]
-        if len({(s.weights_sha256, s.data_sha256, s.n, s.dataset, s.model) for s in specs}) > 1:
+        if len({(s.network_sha256, s.data_sha256, s.n, s.dataset, s.model) for s in specs}) > 1:
             raise ValueError("expected measurements of one network on the same examples")
         if len({s.key() for s in specs}) < len(specs):
             raise ValueError("expected each measurement once")
@@ -231,42 +233,37 @@ class Entry(Record):
         return self
 
     @property
-    def threat(self) -> tuple[str, float]:
-        """(norm, eps) that ranks."""
-        return self.rank_by.norm, self.rank_by.value()
-
-    @property
     def n(self) -> int:
         """Examples."""
         return self.measurements[0].spec.n
 
-    def stands(self) -> list[bool]:
-        """Tell for each example whether it stands under every attack and gradient within the board's threat model."""
-        return worst_case(self.measurements, self.threat)
+    def robust_correct(self) -> list[bool]:
+        """Tell for each example whether it is robust to every attack and gradient within the board's threat model."""
+        return worst_case(self.measurements, self.rank_by)
 
     def derived(self) -> Scores:
         """Return the scores that follow from the outcomes."""
-        return scored(self.measurements, self.threat)
+        return scored(self.measurements, self.rank_by)
 
 
-def worst_case(measurements: Sequence[Measured], threat: tuple[str, float]) -> list[bool]:
-    """Tell for each example whether it stands in every measurement of a threat model.
+def worst_case(measurements: Sequence[Measured], threat: Threat) -> list[bool]:
+    """Tell for each example whether it is robust in every measurement of a threat model.
 
     Raises:
         ValueError: there is none.
     """
-    columns = [m.robust_correct() for m in measurements if (m.spec.norm, m.spec.eps) == threat]
+    columns = [measured.robust_correct() for measured in measurements if measured.spec.threat == threat]
     if not columns:
-        raise ValueError(f"expected a measurement within {threat[0]} {threat[1]:g}, got none")
-    return [all(row) for row in zip(*columns, strict=True)]
+        raise ValueError(f"expected a measurement within {threat}, got none")
+    return all_of(columns)
 
 
-def scored(measurements: Sequence[Measured], threat: tuple[str, float]) -> Scores:
+def scored(measurements: Sequence[Measured], threat: Threat) -> Scores:
     """Return the scores of measurements of one network on the same examples."""
-    stands, clean = worst_case(measurements, threat), measurements[0].clean_correct()
-    interval = wilson(sum(stands), len(stands))
+    robust, clean = worst_case(measurements, threat), measurements[0].clean_correct()
+    interval = wilson(sum(robust), len(robust))
     return Scores(
         clean_accuracy=sum(clean) / len(clean),
-        worst_case=sum(stands) / len(stands),
+        worst_case=sum(robust) / len(robust),
         ci95=(interval.low, interval.high),
     )

@@ -1,9 +1,12 @@
 """Which gradient an attack follows, as one text."""
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from robustbench_bio.core.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
 
 #: What a gradient's text may be.
 FORMS = "exact, rule, surrogate:NAME, eot:K, rule+eot:K or surrogate:NAME+eot:K"
@@ -31,8 +34,10 @@ class Gradient:
     draws: int = 0
 
     @classmethod
-    def read(cls, text: str) -> Self:
-        """Read a gradient's text; raises `UserError` for anything but `FORMS`."""
+    def read(cls, text: "str | Gradient") -> "Gradient":
+        """Read a gradient's text, or return one that was read; raises `UserError` for anything but `FORMS`."""
+        if isinstance(text, Gradient):
+            return text
         source, plus, eot = text.partition("+")
         if source.startswith("eot:") and not eot:
             source, eot = "exact", source
@@ -47,6 +52,27 @@ class Gradient:
         if not self.draws:
             return source
         return f"eot:{self.draws}" if source == "exact" else f"{source}+eot:{self.draws}"
+
+    @classmethod
+    def _of_record(cls, value: object) -> "Gradient":
+        if not isinstance(value, str | Gradient):
+            raise ValueError(f"expected a text such as {FORMS}")  # noqa: TRY004  (pydantic asks for it)
+        try:
+            return cls.read(value)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> "CoreSchema":
+        """Let records hold a gradient as its text."""
+        from pydantic_core import core_schema
+
+        written = core_schema.to_string_ser_schema()
+        return core_schema.no_info_plain_validator_function(cls._of_record, serialization=written)
+
+
+#: What most attacks of this package follow: the derivative of the forward pass, and what learning rules hand down.
+EXACT, RULE = Gradient("exact"), Gradient("rule")
 
 
 def _draws(text: str) -> int | None:

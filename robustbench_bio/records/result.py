@@ -9,23 +9,25 @@ from pydantic import (
     model_validator,
 )
 
+from robustbench_bio.core.stats import Interval, wilson
 from robustbench_bio.core.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from robustbench_bio.core.stats import Interval
-from robustbench_bio.records.base import GradientText, Precision, Record, Scalar, Sha256
+from robustbench_bio.records.base import Precision, Record, Scalar, Sha256
+from robustbench_bio.records.gradient import Gradient
+from robustbench_bio.records.threat import Threat
 
 
 class EvalSpec(Record):
     """What is measured. Equal specs have equal outcomes, so the hash of a spec is its key in a store."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     version: str = __version__
     model: str
-    weights_sha256: Sha256
-    """Hash of every parameter and buffer and of the architecture's description."""
+    network_sha256: Sha256
+    """Fingerprint of the network: parameters, buffers, and what it computes from them."""
     dataset: str
     split: str
     n: int = Field(ge=1)
@@ -33,18 +35,25 @@ class EvalSpec(Record):
     """Hash of pixels, labels and rows of the slice."""
     attack: str
     params: dict[str, Scalar | None]
-    norm: Literal["linf", "l2", "l1", "l0"]
-    eps: float = Field(ge=0)
-    gradient: GradientText
+    threat: Threat
+    gradient: Gradient
     backend: str = "native"
     precision: Precision
     seed: int
-    votes: int = Field(default=1, ge=1)
-    """Forward passes whose mean answer counts; 1 for a network that always answers the same."""
+    draws: int = Field(default=1, ge=1)
+    """Forward passes whose mean prediction counts; 1 for a network that always answers the same."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Examples attacked together, where the outcome depends on it: under other libraries' attacks, which draw for a
+    batch, and for random networks. None where every example has a stream of its own."""
 
     def key(self) -> str:
         """Return the hash that identifies this measurement."""
         return self.sha256()
+
+    @property
+    def title(self) -> str:
+        """What people call the measurement, such as "pgd linf 8/255 exact"."""
+        return f"{self.attack} {self.threat} {self.gradient}"
 
 
 class Outcomes(Record):
@@ -136,15 +145,13 @@ class Result(Record):
         return sum(self.outcomes_record.robust_correct()) / self.n
 
     @property
-    def ci95(self) -> "Interval":
+    def ci95(self) -> Interval:
         """Wilson 95 % interval of the robust accuracy."""
-        from robustbench_bio.core.stats import wilson
-
         return wilson(sum(self.outcomes_record.robust_correct()), self.n)
 
     @property
     def success_rate(self) -> float | None:
-        """Fraction of the correctly classified examples that the attack turned; None if there were none."""
+        """Fraction of the correctly classified examples on which the network was fooled; None if there were none."""
         clean = sum(self.outcomes_record.clean_correct())
         return None if clean == 0 else 1 - sum(self.outcomes_record.robust_correct()) / clean
 
@@ -159,9 +166,8 @@ class Result(Record):
         """Return the row of the command line's JSON document."""
         return {
             "attack": self.spec.attack,
-            "norm": self.spec.norm,
-            "eps": self.spec.eps,
-            "gradient": self.spec.gradient,
+            **self.spec.threat.document(),
+            "gradient": str(self.spec.gradient),
             "backend": self.spec.backend,
             "robust_accuracy": self.robust_accuracy,
             "ci95": list(self.ci95),

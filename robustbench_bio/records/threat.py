@@ -5,11 +5,13 @@ Reading and writing a threat model loads no torch; its geometry does.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import unknown
 
 if TYPE_CHECKING:
+    from pydantic_core import CoreSchema
     from torch import Tensor
 
     from robustbench_bio.core.rng import ExampleRng
@@ -19,6 +21,44 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 
 #: Relative slack of the judge for rounding in float32: x + delta is rounded to the grid of x, not of delta.
 TOLERANCE = 1e-6
+
+
+def parse_eps(text: str) -> float:
+    """Read one radius: `8/255`, `0.03`.
+
+    Raises:
+        UserError: not a number.
+    """
+    numerator, slash, denominator = text.partition("/")
+    try:
+        eps = float(numerator) / float(denominator) if slash else float(numerator)
+    except (ValueError, ZeroDivisionError):
+        eps = math.nan
+    if not math.isfinite(eps):
+        raise UserError(f"expected eps as a number or a fraction such as 8/255, got {text!r}")
+    return eps
+
+
+def format_eps(eps: float, norm: str) -> str:
+    """Return a radius as people write it: linf in 255ths where that is exact, pixels for l0."""
+    if norm == "l0":
+        return f"{eps:g} px"
+    steps = eps * 255
+    if norm == "linf" and math.isclose(steps, round(steps, 2), rel_tol=1e-9):
+        return f"{round(steps, 2):g}/255"
+    return f"{eps:g}"
+
+
+def check_eps(eps: float, norm: str) -> float:
+    """Return `eps` if it is a sensible radius for `norm`, else raise `UserError` with the remedy."""
+    if norm == "l0":
+        if not eps >= 1 or not float(eps).is_integer():
+            raise UserError(f"expected eps as a whole number of pixels for l0, got {eps:g}")
+    elif not eps > 0 or not math.isfinite(eps):
+        raise UserError(f"expected eps > 0, got {eps:g}")
+    elif norm == "linf" and eps > 1:
+        raise UserError(f"expected eps in (0, 1], got {eps:g}: eps is in input units, did you mean {eps:g}/255?")
+    return eps
 
 
 def _rows(values: "Tensor", like: "Tensor") -> "Tensor":
@@ -68,9 +108,58 @@ class Threat:
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
-            raise UserError(f"expected a norm in {', '.join(NORMS)}, got {self.norm!r}")
+            raise UserError(unknown("norm", self.norm, list(NORMS)))
         if not self.eps >= 0:
             raise UserError(f"expected eps >= 0, got {self.eps}")
+
+    @classmethod
+    def checked(cls, norm: str, eps: float | str) -> Self:
+        """Return a threat model with a sensible radius, which may be written as text, such as "8/255".
+
+        Raises:
+            UserError: an unknown norm, no number, or a radius that makes no sense for the norm.
+        """
+        if norm not in NORMS:
+            raise UserError(unknown("norm", norm, list(NORMS)))
+        return cls(norm, check_eps(parse_eps(eps) if isinstance(eps, str) else eps, norm))
+
+    @classmethod
+    def several(cls, norm: str, radii: str) -> list[Self]:
+        """Return a threat model for each of several radii, separated by commas; raises `UserError` as `checked`."""
+        return [cls.checked(norm, radius) for radius in radii.split(",")]
+
+    def __str__(self) -> str:
+        return f"{self.norm} {format_eps(self.eps, self.norm)}"
+
+    def document(self) -> dict[str, Any]:
+        """Return norm and eps as records hold them; the box is [0, 1] there."""
+        return {"norm": self.norm, "eps": self.eps}
+
+    @classmethod
+    def read(cls, document: object) -> Self:
+        """Return the threat model that a record holds, its radius as a number or as people write it.
+
+        Raises:
+            ValueError: not a table of norm and eps, or one that `checked` refuses.
+        """
+        if isinstance(document, cls):
+            return document
+        if not isinstance(document, dict) or not document.keys() <= {"norm", "eps"} or "eps" not in document:
+            raise ValueError('expected a threat model such as {norm = "linf", eps = "8/255"}')
+        norm, eps = document.get("norm", "linf"), document["eps"]
+        if not isinstance(norm, str) or isinstance(eps, bool) or not isinstance(eps, str | int | float):
+            raise ValueError('expected norm as a text and eps as a number or a text such as "8/255"')  # noqa: TRY004
+        try:
+            return cls.checked(norm, eps if isinstance(eps, str) else float(eps))
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> "CoreSchema":
+        from pydantic_core import core_schema
+
+        written = core_schema.plain_serializer_function_ser_schema(cls.document)
+        return core_schema.no_info_plain_validator_function(cls.read, serialization=written)
 
     def size(self, delta: "Tensor") -> "Tensor":
         """Return the norm of each perturbation: delta [n, C, H, W] → float32 [n]."""
@@ -160,41 +249,3 @@ class Threat:
                 return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
             case _:
                 raise NotImplementedError(f"no steepest direction for {self.norm}")
-
-
-def parse_eps(text: str) -> float:
-    """Read one radius: `8/255`, `0.03`.
-
-    Raises:
-        UserError: not a number.
-    """
-    numerator, slash, denominator = text.partition("/")
-    try:
-        eps = float(numerator) / float(denominator) if slash else float(numerator)
-    except (ValueError, ZeroDivisionError):
-        eps = math.nan
-    if not math.isfinite(eps):
-        raise UserError(f"expected eps as a number or a fraction such as 8/255, got {text!r}")
-    return eps
-
-
-def format_eps(eps: float, norm: str) -> str:
-    """Return a radius as people write it: linf in 255ths where that is exact, pixels for l0."""
-    if norm == "l0":
-        return f"{eps:g} px"
-    steps = eps * 255
-    if norm == "linf" and math.isclose(steps, round(steps, 2), rel_tol=1e-9):
-        return f"{round(steps, 2):g}/255"
-    return f"{eps:g}"
-
-
-def check_eps(eps: float, norm: str) -> float:
-    """Return `eps` if it is a sensible radius for `norm`, else raise `UserError` with the remedy."""
-    if norm == "l0":
-        if not eps >= 1 or not float(eps).is_integer():
-            raise UserError(f"expected eps as a whole number of pixels for l0, got {eps:g}")
-    elif not eps > 0 or not math.isfinite(eps):
-        raise UserError(f"expected eps > 0, got {eps:g}")
-    elif norm == "linf" and eps > 1:
-        raise UserError(f"expected eps in (0, 1], got {eps:g}: eps is in input units, did you mean {eps:g}/255?")
-    return eps

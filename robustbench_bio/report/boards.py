@@ -9,9 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from robustbench_bio.leaderboard.ranking import LEVEL, Row
+from robustbench_bio.leaderboard.ranking import LEVEL, RankedEntry
 from robustbench_bio.records.board import Board
-from robustbench_bio.records.threat import format_eps
 from robustbench_bio.report.tables import percent
 
 FORMATS = ("table", "csv", "markdown", "latex")
@@ -24,7 +23,7 @@ _LATEX = {
 }  # fmt: skip
 
 
-def rules_of(row: Row) -> str:
+def rules_of(row: RankedEntry) -> str:
     """Return which rules teach how much of the network, largest share first."""
     prefix = "percent of weights under "
     shares = {
@@ -34,13 +33,13 @@ def rules_of(row: Row) -> str:
     return ", ".join(f"{rule} {share:.0f} %" for rule, share in ordered) or row.entry.card.rule
 
 
-def document(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
+def document(board: Board, rows: Sequence[RankedEntry]) -> dict[str, Any]:
     """Return the JSON document of a board; accuracies are fractions."""
     return {
         "board": board.name,
         "dataset": board.dataset,
         "n": board.n_examples,
-        "rank_by": {"norm": board.rank_by.norm, "eps": board.rank_by.value()},
+        "rank_by": board.rank_by.document(),
         "rows": [
             {
                 "rank": [row.best, row.worst],
@@ -58,7 +57,7 @@ def document(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def table(board: Board, rows: Sequence[Row]) -> Table:
+def table(board: Board, rows: Sequence[RankedEntry]) -> Table:
     """Return the board as a person reads it."""
     shown = Table(
         title=f"{board.title} (test, n = {board.n_examples})",
@@ -77,7 +76,7 @@ def table(board: Board, rows: Sequence[Row]) -> Table:
     return shown
 
 
-def as_csv(board: Board, rows: Sequence[Row]) -> str:
+def as_csv(board: Board, rows: Sequence[RankedEntry]) -> str:
     """Return the board as CSV; accuracies are fractions."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -92,7 +91,7 @@ def as_csv(board: Board, rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def markdown(board: Board, rows: Sequence[Row]) -> str:
+def markdown(board: Board, rows: Sequence[RankedEntry]) -> str:
     """Return the board as a Markdown table."""
     lines = [_markdown(_heads(board)), _markdown(["--:", "---", "---", "---", "--:", "--:", "---", "--:"])]
     for row in rows:
@@ -103,7 +102,7 @@ def markdown(board: Board, rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def latex(board: Board, rows: Sequence[Row]) -> str:
+def latex(board: Board, rows: Sequence[RankedEntry]) -> str:
     """Return the board as a LaTeX table for booktabs."""
     lines = [r"\begin{tabular}{rlllrrlr}", r"\toprule", _latex(_heads(board)), r"\midrule"]
     lines += [_latex(_values(row)) for row in rows]
@@ -114,22 +113,22 @@ def _heads(board: Board) -> list[str]:
     return ["rank", "model", "title", "rules", "clean %", f"worst case %, {_threat(board)}", "verdict", "n"]
 
 
-def _values(row: Row) -> list[str]:
+def _values(row: RankedEntry) -> list[str]:
     entry = row.entry
     return [row.rank, entry.model, entry.card.title, rules_of(row), percent(entry.scores.clean_accuracy), _worst(row),
             _verdict(row), str(entry.n)]  # fmt: skip
 
 
 def _threat(board: Board) -> str:
-    return f"{board.rank_by.norm} {format_eps(board.rank_by.value(), board.rank_by.norm)}"
+    return str(board.rank_by)
 
 
-def _worst(row: Row) -> str:
+def _worst(row: RankedEntry) -> str:
     scores = row.entry.scores
     return f"{percent(scores.worst_case)} [{percent(scores.ci95[0])}, {percent(scores.ci95[1])}]"
 
 
-def _verdict(row: Row) -> str:
+def _verdict(row: RankedEntry) -> str:
     return "–" if row.entry.finding is None else row.entry.finding.verdict
 
 

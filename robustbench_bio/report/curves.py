@@ -6,6 +6,7 @@ from typing import Any
 
 from robustbench_bio.core.stats import wilson
 from robustbench_bio.diagnosis.grid import GridResult
+from robustbench_bio.records.gradient import EXACT, RULE
 from robustbench_bio.records.result import Result
 from robustbench_bio.report.figures import new_figure
 
@@ -18,41 +19,46 @@ PANELS_BESIDE = 3
 def curves(grid: GridResult) -> dict[str, dict[str, list[int]]]:
     """Return norm → name of an attack that has several radii → places of its cells, by gradient and radius."""
     found: dict[tuple[object, ...], list[int]] = {}
-    for place, cell in enumerate(grid.cells):
-        key = (cell.norm, cell.attack, "σ" in cell.written, tuple(sorted(cell.params.items())))
+    for place, cell in enumerate(grid.measurements):
+        key = (cell.threat.norm, cell.attack, "σ" in cell.written, tuple(sorted(cell.params.items())))
         found.setdefault(key, []).append(place)
     named: dict[str, dict[str, list[int]]] = {}
     for places in found.values():
-        cells = [grid.cells[place] for place in places]
-        if len({cell.eps for cell in cells}) > 1:
-            same_norm = named.setdefault(cells[0].norm, {})
+        cells = [grid.measurements[place] for place in places]
+        if len({cell.threat.eps for cell in cells}) > 1:
+            same_norm = named.setdefault(cells[0].threat.norm, {})
             name = cells[0].attack + (", σ" if "σ" in cells[0].written else "")
             if name in same_norm:
                 name = " ".join([name, *cells[0].settings()])
-            same_norm[name] = sorted(places, key=lambda place: (grid.cells[place].gradient, grid.cells[place].eps))
+            same_norm[name] = sorted(
+                places, key=lambda place: (str(grid.measurements[place].gradient), grid.measurements[place].threat.eps)
+            )
     return named
 
 
 def plot(grid: GridResult, norm: str, chosen: dict[str, list[int]]) -> Any:
     """Return one panel for each network: exact gradient solid, rule gradient dashed, Wilson bands."""
-    columns = min(PANELS_BESIDE, len(grid.rows))
-    figure, axes = new_figure(columns, -(-len(grid.rows) // columns), squeeze=False, sharex=True, sharey=True)
+    columns = min(PANELS_BESIDE, len(grid.networks))
+    figure, axes = new_figure(columns, -(-len(grid.networks) // columns), squeeze=False, sharex=True, sharey=True)
     unit, label = (255, "eps (linf, in 255ths)") if norm == "linf" else (1, f"eps ({norm})")
-    gradients = dict.fromkeys(("exact", "rule", *(cell.gradient for cell in grid.cells)))
+    gradients = dict.fromkeys((EXACT, RULE, *(cell.gradient for cell in grid.measurements)))
     lines = [(name, gradient) for name in chosen for gradient in gradients]
-    for panel, row in zip(axes.flat, grid.rows, strict=False):
+    for panel, row in zip(axes.flat, grid.networks, strict=False):
         for colour, (name, gradient) in zip(itertools.cycle(COLOURS), lines, strict=False):
-            same = [row.results[place] for place in chosen[name] if grid.cells[place].gradient == gradient]
+            same = [row.results[place] for place in chosen[name] if grid.measurements[place].gradient == gradient]
             results = [result for result in same if result is not None]
             if results:
-                style = {"exact": "-", "rule": "--"}.get(gradient, ":")
+                style = {EXACT: "-", RULE: "--"}.get(gradient, ":")
                 _draw(panel, results, unit, color=colour, linestyle=style, label=f"{name}, {gradient} gradient")
         panel.set(title=row.model, xlabel=label, ylabel="robust accuracy (%)", ylim=(0, 100))
         panel.label_outer()
         panel.grid(alpha=0.3)
-    for panel in axes.flat[len(grid.rows) :]:
+    for panel in axes.flat[len(grid.networks) :]:
         panel.set_visible(False)
-    _mark_radii(axes[0, 0], sorted({grid.cells[place].eps * unit for places in chosen.values() for place in places}))
+    _mark_radii(
+        axes[0, 0],
+        sorted({grid.measurements[place].threat.eps * unit for places in chosen.values() for place in places}),
+    )
     figure.suptitle(f"{grid.preset.title}: {grid.dataset}, n = {grid.n}; bands: Wilson 95 %")
     pairs = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in axes.flat]
     handles = {text: handle for panel in pairs for handle, text in panel}
@@ -73,7 +79,7 @@ def _draw(panel: Any, results: Sequence[Result], unit: float, **line: Any) -> No
     n = results[0].n
     counts = [sum(results[0].outcomes_record.clean_correct())]
     counts += [sum(result.outcomes_record.robust_correct()) for result in results]
-    radii = [0.0, *(result.spec.eps * unit for result in results)]
+    radii = [0.0, *(result.spec.threat.eps * unit for result in results)]
     low, high = zip(*(wilson(count, n) for count in counts), strict=True)
     panel.plot(radii, [100 * count / n for count in counts], marker="o", markersize=3, **line)
     panel.fill_between(

@@ -300,7 +300,7 @@ def _file_lines(kind: str) -> dict[str, str]:
         ]
         return {space.name: f"{space.title} [{size}]" for space, size in zip(spaces, sizes, strict=True)}
     presets = [catalog.preset(name) for name in catalog.preset_names()]
-    return {p.name: f"{p.title} [{', '.join(dict.fromkeys(cell.attack for cell in p.cells))}]" for p in presets}
+    return {p.name: f"{p.title} [{', '.join(dict.fromkeys(one.attack for one in p.attacks))}]" for p in presets}
 
 
 def _file_facts(name: str) -> dict[str, Any]:

@@ -14,9 +14,12 @@ from rich.table import Table
 
 from robustbench_bio.core.files import write_atomically
 from robustbench_bio.core.stats import wilson
-from robustbench_bio.diagnosis.grid import Cell, GridResult, Row, shared_meter
+from robustbench_bio.diagnosis.assess import Assessment
+from robustbench_bio.diagnosis.grid import GridResult, shared_meter
+from robustbench_bio.evaluation.plan import Measurement
+from robustbench_bio.records.gradient import EXACT, RULE, Gradient
 from robustbench_bio.records.result import Result
-from robustbench_bio.records.threat import format_eps
+from robustbench_bio.records.threat import Threat
 from robustbench_bio.report.curves import curves, plot
 from robustbench_bio.report.figures import write_figure
 from robustbench_bio.report.tables import percent, with_interval
@@ -33,20 +36,20 @@ class _Column:
     """Cells that differ in nothing but the gradient."""
 
     head: tuple[str, ...]
-    places: dict[str, int]
+    places: dict[Gradient, int]
 
-    def value(self, row: Row, gradient: str) -> Result | None:
+    def value(self, row: Assessment, gradient: Gradient) -> Result | None:
         place = self.places.get(gradient)
         return None if place is None else row.results[place]
 
 
 def _columns(grid: GridResult) -> list[_Column]:
-    places: dict[tuple[object, ...], dict[str, int]] = {}
-    cells: dict[tuple[object, ...], Cell] = {}
-    for place, cell in enumerate(grid.cells):
-        places.setdefault(cell.column(), {})[cell.gradient] = place
-        cells.setdefault(cell.column(), cell)
-    plain = {key: (cell.attack, cell.norm, _radius(cell)) for key, cell in cells.items()}
+    places: dict[tuple[object, ...], dict[Gradient, int]] = {}
+    cells: dict[tuple[object, ...], Measurement] = {}
+    for place, cell in enumerate(grid.measurements):
+        places.setdefault(cell.but_for_gradient(), {})[cell.gradient] = place
+        cells.setdefault(cell.but_for_gradient(), cell)
+    plain = {key: (cell.attack, cell.threat.norm, _radius(cell)) for key, cell in cells.items()}
     heads = list(plain.values())
     return [
         _Column((*plain[key], *(cells[key].settings() if heads.count(plain[key]) > 1 else ())), places[key])
@@ -54,38 +57,34 @@ def _columns(grid: GridResult) -> list[_Column]:
     ]
 
 
-def _radius(cell: Cell) -> str:
-    return f"{cell.written} px" if cell.norm == "l0" else cell.written
+def _radius(cell: Measurement) -> str:
+    return f"{cell.written} px" if cell.threat.norm == "l0" else cell.written
 
 
-def _lines(grid: GridResult, row: Row) -> Iterator[tuple[str, list[str]]]:
+def _lines(grid: GridResult, row: Assessment) -> Iterator[tuple[str, list[str]]]:
     """Yield for each gradient that the row was attacked with its name and the value of every column."""
     columns = _columns(grid)
-    for gradient in dict.fromkeys(("rule", "exact", *(cell.gradient for cell in grid.cells))):
+    for gradient in dict.fromkeys((RULE, EXACT, *(cell.gradient for cell in grid.measurements))):
         found = [column.value(row, gradient) for column in columns]
         if any(result is not None for result in found):
-            yield gradient, [NONE if result is None else percent(result.robust_accuracy) for result in found]
+            yield str(gradient), [NONE if result is None else percent(result.robust_accuracy) for result in found]
             if grid.preset.robust_meter == "shared":
                 shown = [NONE if result is None else percent(shared_meter(result)) for result in found]
                 yield f"{gradient}, shared", shown
 
 
-def _worst(grid: GridResult, row: Row) -> str:
-    stands = row.stands[grid.headline]
-    return with_interval(sum(stands), len(stands))
+def _worst(grid: GridResult, row: Assessment) -> str:
+    robust = row.robust[grid.headline]
+    return with_interval(sum(robust), len(robust))
 
 
-def _verdict(row: Row) -> str:
+def _verdict(row: Assessment) -> str:
     return NONE if row.diagnosis is None else row.diagnosis.verdict
 
 
-def _threat(threat: tuple[str, float]) -> str:
-    return f"{threat[0]} {format_eps(threat[1], threat[0])}"
-
-
-def _gap(grid: GridResult, row: Row) -> float | None:
+def _gap(grid: GridResult, row: Assessment) -> float | None:
     """Return the largest amount by which an attack through the rule leaves more than through the exact gradient."""
-    pairs = [(column.value(row, "rule"), column.value(row, "exact")) for column in _columns(grid)]
+    pairs = [(column.value(row, RULE), column.value(row, EXACT)) for column in _columns(grid)]
     return max((rule.robust_accuracy - exact.robust_accuracy for rule, exact in pairs if rule and exact), default=None)
 
 
@@ -101,10 +100,10 @@ def table(grid: GridResult) -> Group:
     )
     ranking.add_column("#", justify="right", no_wrap=True)
     ranking.add_column("model", no_wrap=True)
-    for name in ("clean %", f"worst case %, {_threat(grid.headline)}", "gap"):
+    for name in ("clean %", f"worst case %, {grid.headline}", "gap"):
         ranking.add_column(name, justify="right", no_wrap=True)
     ranking.add_column("verdict", no_wrap=True)
-    for row in grid.rows:
+    for row in grid.networks:
         gap = _gap(grid, row)
         shown = NONE if gap is None else f"{100 * gap:+.1f}"
         ranking.add_row(str(row.rank), row.model, percent(row.clean_accuracy), _worst(grid, row), shown, _verdict(row))
@@ -121,7 +120,7 @@ def _block(grid: GridResult, columns: Sequence[_Column], first: int) -> Table:
     block.add_column("gradient", no_wrap=True)
     for column in columns:
         block.add_column("\n".join(column.head), justify="right")
-    for row in grid.rows:
+    for row in grid.networks:
         for i, (gradient, values) in enumerate(_lines(grid, row)):
             block.add_row(row.model if i == 0 else "", gradient, *values[first : first + len(columns)])
     return block
@@ -129,7 +128,7 @@ def _block(grid: GridResult, columns: Sequence[_Column], first: int) -> Table:
 
 def _legend(grid: GridResult) -> str:
     remarks = []
-    if any("σ" in cell.written for cell in grid.cells):
+    if any("σ" in cell.written for cell in grid.measurements):
         remarks.append(f"σ: in units of the data's mean standard deviation, {grid.sigma:.4g}")
     if grid.preset.robust_meter == "shared":
         remarks.append("shared: the mean of clean and robust accuracy, which one meter for both reports")
@@ -142,14 +141,14 @@ def document(grid: GridResult, files: Sequence[Path] = ()) -> dict[str, Any]:
         "preset": grid.preset.name,
         "dataset": grid.dataset,
         "n": grid.n,
-        "rank_by": {"norm": grid.headline[0], "eps": grid.headline[1]},
+        "rank_by": grid.headline.document(),
         "models": [
             {
                 "rank": row.rank,
                 "model": row.model,
                 "clean_accuracy": row.clean_accuracy,
                 "worst_case": _worst_document(row, grid.headline),
-                "by_threat": [_worst_document(row, threat) for threat in row.stands],
+                "by_threat": [_worst_document(row, threat) for threat in row.robust],
                 "gap": _gap(grid, row),
                 "verdict": None if row.diagnosis is None else row.diagnosis.verdict,
                 "diagnosis": None if row.diagnosis is None else row.diagnosis.summary(),
@@ -158,26 +157,26 @@ def document(grid: GridResult, files: Sequence[Path] = ()) -> dict[str, Any]:
                     for cell, result in _pairs(grid, row)
                 ],
             }
-            for row in grid.rows
+            for row in grid.networks
         ],
         "skipped": grid.skipped,
         "files": [str(path) for path in files],
     }
 
 
-def _pairs(grid: GridResult, row: Row) -> Iterator[tuple[Cell, Result]]:
-    for cell, result in zip(grid.cells, row.results, strict=True):
+def _pairs(grid: GridResult, row: Assessment) -> Iterator[tuple[Measurement, Result]]:
+    for cell, result in zip(grid.measurements, row.results, strict=True):
         if result is not None:
             yield cell, result
 
 
-def _worst_document(row: Row, threat: tuple[str, float]) -> dict[str, Any]:
-    stands = row.stands[threat]
-    ci95 = list(wilson(sum(stands), len(stands)))
-    return {"norm": threat[0], "eps": threat[1], "robust_accuracy": row.worst(threat), "ci95": ci95}
+def _worst_document(row: Assessment, threat: Threat) -> dict[str, Any]:
+    robust = row.robust[threat]
+    ci95 = list(wilson(sum(robust), len(robust)))
+    return threat.document() | {"robust_accuracy": row.worst_case(threat), "ci95": ci95}
 
 
-def _result_document(grid: GridResult, cell: Cell, result: Result) -> dict[str, Any]:
+def _result_document(grid: GridResult, cell: Measurement, result: Result) -> dict[str, Any]:
     found = result.summary() | {"eps_written": cell.written, "params": cell.params}
     if grid.preset.robust_meter == "shared":
         found["shared_meter"] = shared_meter(result)
@@ -202,7 +201,7 @@ def write(grid: GridResult, folder: Path) -> list[Path]:
 
 def _csv(grid: GridResult) -> str:
     rows = []
-    for row in grid.rows:
+    for row in grid.networks:
         for cell, result in _pairs(grid, row):
             found = _result_document(grid, cell, result)
             found["ci_low"], found["ci_high"] = found.pop("ci95")
@@ -226,17 +225,17 @@ def _csv(grid: GridResult) -> str:
 
 def _markdown(grid: GridResult) -> str:
     heads = ["#", "model", "gradient", "clean %", *(" ".join(column.head) for column in _columns(grid))]
-    heads += [f"worst case %, {_threat(grid.headline)}", "verdict"]
+    heads += [f"worst case %, {grid.headline}", "verdict"]
     lines = [f"# {grid.preset.title}", "", f"{grid.dataset} (test, n = {grid.n}); robust accuracy in percent.", ""]
     lines += [_markdown_row(heads), _markdown_row(["--:", "---", "---", *["--:"] * (len(heads) - 4), "---"])]
-    for row in grid.rows:
+    for row in grid.networks:
         for i, (gradient, values) in enumerate(_lines(grid, row)):
             once = [str(row.rank), row.model] if i == 0 else ["", ""]
             last = [_worst(grid, row), _verdict(row)] if i == 0 else ["", ""]
             lines.append(_markdown_row([*once, gradient, percent(row.clean_accuracy), *values, *last]))
     remarks = ["Worst case over all attacks and gradients, with Wilson 95 % interval.", *_legend(grid).splitlines()]
     lines += ["", *(f"- {remark}" for remark in remarks)]
-    doubts = [row for row in grid.rows if row.diagnosis and row.diagnosis.verdict != "sound"]
+    doubts = [row for row in grid.networks if row.diagnosis and row.diagnosis.verdict != "sound"]
     lines += [f"- {row.model}: {row.diagnosis.verdict}: {row.diagnosis.reason}" for row in doubts if row.diagnosis]
     lines += [f"- skipped: {model}: {reason}" for model, reason in grid.skipped.items()]
     return "\n".join(lines) + "\n"

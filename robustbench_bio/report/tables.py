@@ -9,8 +9,9 @@ from rich.table import Table
 from robustbench_bio.core.stats import wilson
 from robustbench_bio.evaluation.worst_case import worst_case
 from robustbench_bio.records.diagnosis import Diagnosis
+from robustbench_bio.records.gradient import EXACT, RULE
 from robustbench_bio.records.result import Result
-from robustbench_bio.records.threat import format_eps
+from robustbench_bio.records.threat import Threat
 
 
 def percent(fraction: float) -> str:
@@ -39,20 +40,20 @@ def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) ->
         table.add_column(name, no_wrap=True)
     for name in ("robust %", "gap", "queries", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    exact = {_cell(r): r.robust_accuracy for r in results if r.spec.gradient == "exact"}
+    exact = {_attack_of(r): r.robust_accuracy for r in results if r.spec.gradient == EXACT}
     for result in results:
-        twin = exact.get(_cell(result)) if result.spec.gradient == "rule" else None
+        twin = exact.get(_attack_of(result)) if result.spec.gradient == RULE else None
         table.add_row(
             result.spec.backend if others else result.spec.attack,
-            _threat(result.spec.norm, result.spec.eps),
-            result.spec.gradient,
+            str(result.spec.threat),
+            str(result.spec.gradient),
             with_interval(sum(result.outcomes_record.robust_correct()), result.n),
             "" if twin is None else f"{100 * (result.robust_accuracy - twin):+.1f}",
             f"{result.queries_mean:.1f}",
             f"{result.provenance.seconds:.1f}{'*' if result.from_store else ''}",
         )
-    for (norm, eps), correct in worst_case(results).items():
-        table.add_row("worst case", _threat(norm, eps), "", with_interval(sum(correct), len(correct)), style="bold")
+    for threat, correct in worst_case(results).items():
+        table.add_row("worst case", str(threat), "", with_interval(sum(correct), len(correct)), style="bold")
     table.title = f"{table.title}\n{verdict_line(diagnosis)}"
     return table
 
@@ -64,18 +65,14 @@ def verdict_line(diagnosis: Diagnosis | None) -> str:
     return f"verdict: {diagnosis.verdict} ({diagnosis.reason})"
 
 
-def _threat(norm: str, eps: float) -> str:
-    return f"{norm} {format_eps(eps, norm)}"
-
-
 def with_interval(successes: int, n: int) -> str:
     """Return a share as a percentage with its Wilson interval."""
     low, high = wilson(successes, n)
     return f"{percent(successes / n)} [{percent(low)}, {percent(high)}]"
 
 
-def _cell(result: Result) -> tuple[str, str, str, float]:
-    return result.spec.attack, result.spec.backend, result.spec.norm, result.spec.eps
+def _attack_of(result: Result) -> tuple[str, str, Threat]:
+    return result.spec.attack, result.spec.backend, result.spec.threat
 
 
 def eval_document(results: Sequence[Result], diagnosis: Diagnosis | None = None) -> dict[str, Any]:
@@ -83,12 +80,11 @@ def eval_document(results: Sequence[Result], diagnosis: Diagnosis | None = None)
     first = results[0]
     worst = [
         {
-            "norm": norm,
-            "eps": eps,
+            **threat.document(),
             "robust_accuracy": sum(correct) / len(correct),
             "ci95": list(wilson(sum(correct), len(correct))),
         }
-        for (norm, eps), correct in worst_case(results).items()
+        for threat, correct in worst_case(results).items()
     ]
     return {
         "model": first.spec.model,

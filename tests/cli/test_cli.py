@@ -18,7 +18,8 @@ from robustbench_bio.cli import app as cli
 from robustbench_bio.cli import terminal
 from robustbench_bio.cli.list import Kind
 from robustbench_bio.datasets import load_examples, open_dataset
-from robustbench_bio.diagnosis import campaign
+from robustbench_bio.diagnosis import assess, probe
+from robustbench_bio.evaluation import planning
 from robustbench_bio.records.card import ModelCard, Recipe, TrainedNet
 from robustbench_bio.zoo import card_options as recipes
 from robustbench_bio.zoo import catalog
@@ -322,7 +323,7 @@ def test_a_network_is_probed_once_and_its_verdict_stands_over_the_table(
     def again(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("diagnosed twice")
 
-    monkeypatch.setattr(campaign, "diagnose", again)
+    monkeypatch.setattr(probe, "diagnose", again)
     assert call(*arguments, "--json").document["verdict"] == "inconclusive"
     with pytest.raises(AssertionError, match="diagnosed twice"):
         call(*arguments, "--eps", "9/255")
@@ -577,7 +578,7 @@ def test_ctrl_c_is_no_traceback(call: Call, trained_card: Path, monkeypatch: pyt
     def interrupted(*_: Any, **__: Any) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(campaign, "eval_model", interrupted)
+    monkeypatch.setattr(assess, "assess", interrupted)
     said = call("eval", "--model", trained_card)
     assert said.status == 130
     assert said.out == ""
@@ -590,7 +591,7 @@ def test_a_complaint_of_several_lines_becomes_one(
     def complaint(*_: Any, **__: Any) -> NoReturn:
         raise rb.UserError("expected this,\n  got that")
 
-    monkeypatch.setattr(campaign, "eval_model", complaint)
+    monkeypatch.setattr(planning, "eval_plan", complaint)
     assert mistaken("eval", "--model", "x") == "expected this, got that"
 
 
@@ -643,5 +644,5 @@ def test_the_bar_stays_away_from_what_is_no_terminal(call: Call, trained_card: P
 
 
 def test_where_torch_may_run() -> None:
-    assert campaign.pick_device("cpu") == "cpu"
-    assert campaign.pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert planning.pick_device("cpu") == "cpu"
+    assert planning.pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")

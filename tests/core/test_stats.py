@@ -6,6 +6,7 @@ from scipy.stats import binom, norm
 from robustbench_bio.core.stats import Interval, wilson
 from robustbench_bio.evaluation.worst_case import worst_case
 from robustbench_bio.records.result import EvalSpec, Outcomes, Provenance, Result
+from robustbench_bio.records.threat import Threat
 
 HASH = "0" * 64
 
@@ -58,15 +59,14 @@ def result(robust: list[int], *, eps: float = 0.1, norm: str = "linf", weights: 
     spec = EvalSpec.model_validate(
         {
             "model": "m",
-            "weights_sha256": weights,
+            "network_sha256": weights,
             "dataset": "d",
             "split": "test",
             "n": n,
             "data_sha256": data,
             "attack": "pgd",
             "params": {},
-            "norm": norm,
-            "eps": eps,
+            "threat": {"norm": norm, "eps": eps},
             "gradient": "exact",
             "precision": "float32",
             "seed": 0,
@@ -83,16 +83,16 @@ def test_the_worst_case_stands_against_everything_at_its_radius() -> None:
         [result([1, 1, 0, 1]), result([1, 0, 1, 1]), result([0, 1, 1, 0], eps=0.2), result([1, 1, 1, 0], norm="l2")]
     )
     assert found == {
-        ("linf", 0.1): [True, False, False, True],
-        ("linf", 0.2): [False, True, True, False],
-        ("l2", 0.1): [True, True, True, False],
+        Threat("linf", 0.1): [True, False, False, True],
+        Threat("linf", 0.2): [False, True, True, False],
+        Threat("l2", 0.1): [True, True, True, False],
     }
 
 
 def test_a_wrong_example_does_not_stand_in_the_worst_case() -> None:
     one = result([1, 1])
     wrong = one.outcomes_record.model_copy(update={"clean_prediction": [1, 7]})
-    assert worst_case([one.model_copy(update={"outcomes_record": wrong})]) == {("linf", 0.1): [True, False]}
+    assert worst_case([one.model_copy(update={"outcomes_record": wrong})]) == {Threat("linf", 0.1): [True, False]}
 
 
 def test_nothing_measured_has_no_worst_case() -> None:

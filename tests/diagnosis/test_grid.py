@@ -2,31 +2,33 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from samples import outcomes, result
 
 from robustbench_bio.cli import app as cli
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.diagnosis import grid
-from robustbench_bio.diagnosis.grid import (
-    Cell,
-    GridResult,
-    Row,
-    applies,
-    find_models,
-    planned,
-    ranked,
-    shared_meter,
-    stood_in,
-)
-from robustbench_bio.evaluation import evaluate as evaluation
+from robustbench_bio.core.progress import Progress, silent
+from robustbench_bio.diagnosis.assess import Assessment, ranked
+from robustbench_bio.diagnosis.grid import GridResult, run_grid, shared_meter
+from robustbench_bio.evaluation import measure, runner
 from robustbench_bio.evaluation.judge import judge
+from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject
+from robustbench_bio.evaluation.planning import (
+    DataSource,
+    PresetPlan,
+    models_like,
+    preset_measurements,
+    preset_plan,
+)
+from robustbench_bio.evaluation.store import Store
+from robustbench_bio.records.gradient import EXACT, RULE
 from robustbench_bio.records.preset import AttackPreset
 from robustbench_bio.records.result import Result
+from robustbench_bio.records.threat import Threat
 from robustbench_bio.report import grid as grid_report
 from robustbench_bio.zoo import catalog
 from robustbench_bio.zoo import loading as zoo
@@ -36,18 +38,18 @@ name = "tiny"
 title = "Tiny"
 n_examples = 12
 
-[[cells]]
+[[attacks]]
 attack = "pgd"
 eps = ["8/255", "16/255"]
 params = { steps = 2 }
 
-[[cells]]
+[[attacks]]
 attack = "noise"
 norm = "l2"
 eps = ["0.5"]
 gradients = ["exact"]
 """
-HEADLINE = ("linf", 0.1)
+HEADLINE = Threat("linf", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,23 @@ def tiny(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
     return path
+
+
+def run_grid_of(
+    preset: str,
+    models: str,
+    *,
+    out: Path | None = None,
+    n_examples: int | None = None,
+    progress: Progress = silent,
+    heard: list[str] | None = None,
+) -> GridResult:
+    """Run a grid as the command does."""
+    settings = Settings()
+    planned = preset_plan(catalog.preset(preset), models, DataSource(), n_examples=n_examples, settings=settings)
+    if heard is not None:
+        heard += [f"{label} is skipped: {reason}" for label, reason in planned.skipped.items()]
+    return run_grid(planned, None if out is None else Store(out), progress)
 
 
 def both(cards: dict[str, Path]) -> str:
@@ -111,23 +130,23 @@ def refusal(text: str) -> str:
         ('name = "tiny"', 'name = "Tiny!"', "field 'name': expected lower-case letters"),
         ('title = "Tiny"', 'titel = "Tiny"', "field 'title': expected a value, got none: add this field (and 1 more)"),
         ("n_examples = 12", "n_examples = 0", "field 'n_examples': "),
-        ('attack = "noise"', 'atack = "noise"', "field 'cells.1.attack': expected a value"),
-        ('attack = "noise"', 'attack = "noise"\nnrm = 1', "field 'cells.1.nrm': unknown field 'nrm': did you mean "),
-        ('norm = "l2"', 'norm = "l3"', "field 'cells.1.norm': Input should be 'linf', 'l2', 'l1' or 'l0', got 'l3'"),
-        ('["8/255", "16/255"]', '"8/255"', "field 'cells.0.eps': Input should be a valid list, got '8/255'"),
-        ('["8/255", "16/255"]', "[]", "field 'cells.0.eps': List should have at least 1 item"),
-        ('["8/255", "16/255"]', "[0.03]", "field 'cells.0.eps.0': Input should be a valid string, got 0.03"),
-        ('["8/255", "16/255"]', '["8"]', "field 'cells.0.eps': expected eps in (0, 1], got 8: eps is in input units"),
-        ('["8/255", "16/255"]', '["8/255", "x"]', "field 'cells.0.eps': expected eps as a number or a fraction"),
-        ('["8/255", "16/255"]', '["1/2", "0.5"]', "field 'cells.0.eps': expected each radius once"),
-        ('["exact"]', '["exakt"]', "field 'cells.1.gradients.0': expected a gradient such as exact, rule"),
-        ('["exact"]', '["exact", "exact"]', "field 'cells.1.gradients': expected each gradient once"),
-        ('["exact"]', "[]", "field 'cells.1.gradients': List should have at least 1 item"),
-        ("steps = 2", "steps = [2]", "field 'cells.0.params.steps': expected "),
-        ('norm = "l2"\neps = ["0.5"]', 'norm = "l0"\neps = ["0.5"]', "field 'cells.1.eps': expected eps as a whole"),
-        ('norm = "l2"', 'norm = "l0"\neps_unit = "normalised"', "field 'cells.1': expected eps_unit input for l0"),
+        ('attack = "noise"', 'atack = "noise"', "field 'attacks.1.attack': expected a value"),
+        ('attack = "noise"', 'attack = "noise"\nnrm = 1', "field 'attacks.1.nrm': unknown field 'nrm': did you mean "),
+        ('norm = "l2"', 'norm = "l3"', "field 'attacks.1.norm': Input should be 'linf', 'l2', 'l1' or 'l0', got 'l3'"),
+        ('["8/255", "16/255"]', '"8/255"', "field 'attacks.0.eps': Input should be a valid list, got '8/255'"),
+        ('["8/255", "16/255"]', "[]", "field 'attacks.0.eps': List should have at least 1 item"),
+        ('["8/255", "16/255"]', "[0.03]", "field 'attacks.0.eps.0': Input should be a valid string, got 0.03"),
+        ('["8/255", "16/255"]', '["8"]', "field 'attacks.0.eps': expected eps in (0, 1], got 8: eps is in input units"),
+        ('["8/255", "16/255"]', '["8/255", "x"]', "field 'attacks.0.eps': expected eps as a number or a fraction"),
+        ('["8/255", "16/255"]', '["1/2", "0.5"]', "field 'attacks.0.eps': expected each radius once"),
+        ('["exact"]', '["exakt"]', "field 'attacks.1.gradients.0': expected a gradient such as exact, rule"),
+        ('["exact"]', '["exact", "exact"]', "field 'attacks.1.gradients': expected each gradient once"),
+        ('["exact"]', "[]", "field 'attacks.1.gradients': List should have at least 1 item"),
+        ("steps = 2", "steps = [2]", "field 'attacks.0.params.steps': expected "),
+        ('norm = "l2"\neps = ["0.5"]', 'norm = "l0"\neps = ["0.5"]', "field 'attacks.1.eps': expected eps as a whole"),
+        ('norm = "l2"', 'norm = "l0"\neps_unit = "normalised"', "field 'attacks.1': expected eps_unit input for l0"),
         ("n_examples = 12", 'rank_by = { eps = "4/255" }', "field 'document': expected rank_by to name a radius"),
-        ("n_examples = 12", 'rank_by = { eps = "4" }', "field 'rank_by.eps': expected eps in (0, 1], got 4"),
+        ("n_examples = 12", 'rank_by = { eps = "4" }', "field 'rank_by': expected eps in (0, 1], got 4"),
         ("params = { steps = 2 }", 'gradients = ["rule"]', "field 'document': expected rank_by to name a radius"),
         ('attack = "noise"\nnorm = "l2"\neps = ["0.5"]', 'attack = "pgd"\neps = ["8/255"]\nparams = { steps = 2 }',
          "field 'document': expected each measurement once, got pgd linf 0.0313725 exact twice"),
@@ -141,14 +160,14 @@ def test_a_mistake_in_a_preset_is_one_line(old: str, new: str, expected: str) ->
 def test_a_preset_is_read_as_it_was_written() -> None:
     preset = AttackPreset.from_toml(TINY, "mine.toml")
     assert AttackPreset.from_toml(preset.to_toml(), "again") == preset
-    assert (preset.headline().norm, preset.headline().value()) == ("linf", 8 / 255)
+    assert preset.headline() == Threat("linf", 8 / 255)
 
 
 @pytest.mark.parametrize("name", catalog.preset_names())
 def test_every_preset_of_the_catalog_fits_the_attacks(name: str) -> None:
     preset = catalog.preset(name)
-    cells = planned(preset, 0.25)
-    assert {cell.attack for cell in cells} == {cell.attack for cell in preset.cells}
+    measurements = preset_measurements(preset, 0.25)
+    assert {one.attack for one in measurements} == {one.attack for one in preset.attacks}
     assert preset.title
     assert preset.summary
 
@@ -183,46 +202,44 @@ def test_a_preset_that_does_not_fit_the_attacks_is_refused_before_any_work(
     def untouched(*_: Any, **__: Any) -> None:
         raise AssertionError("work began")
 
-    monkeypatch.setattr(grid, "evaluate", untouched)
+    monkeypatch.setattr(runner, "measure", untouched)
     tiny.write_text(TINY.replace(old, new))
     with pytest.raises(UserError) as caught:
-        grid.run(str(tiny), both(cards), out=tmp_path / "out")
+        run_grid_of(str(tiny), both(cards), out=tmp_path / "out")
     assert str(caught.value).removeprefix(f"{tiny}: ").startswith(expected)
     assert not (tmp_path / "out").exists()
 
 
 def test_normalised_radii_and_lengths_shrink_by_the_deviation_of_the_data() -> None:
-    text = TINY + '\n[[cells]]\nattack = "tpgd"\neps = ["0.4"]\neps_unit = "normalised"\ngradients = ["exact"]\n'
+    text = TINY + '\n[[attacks]]\nattack = "tpgd"\neps = ["0.4"]\neps_unit = "normalised"\ngradients = ["exact"]\n'
     preset = AttackPreset.from_toml(text + "params = { steps = 7, step_size = 0.1, start_sigma = 0.01 }\n", "mine")
-    cell = planned(preset, 0.25)[-1]
-    assert (cell.eps, cell.written) == (0.1, "0.4 σ")
+    cell = preset_measurements(preset, 0.25)[-1]
+    assert (cell.threat.eps, cell.written) == (0.1, "0.4 σ")
     assert cell.params == {"steps": 7, "step_size": 0.025, "start_sigma": 0.0025}
     wide = AttackPreset.from_toml(text.replace('"0.4"', '"5"'), "mine")
     with pytest.raises(UserError, match=r"expected eps in \(0, 1\], got 1.25"):
-        planned(wide, 0.25)
+        preset_measurements(wide, 0.25)
 
 
 def test_rows_are_ranked_by_the_worst_case_and_not_by_any_single_attack() -> None:
-    lucky = Row("lucky", (outcome([1, 1, 0, 0]), outcome([0, 0, 1, 1], gradient="rule")))
-    steady = Row("steady", (outcome([1, 0, 0, 0]), outcome([1, 0, 0, 0], gradient="rule")))
-    assert lucky.worst(HEADLINE) == 0.0
-    assert steady.worst(HEADLINE) == 0.25
+    lucky = Assessment("lucky", (outcome([1, 1, 0, 0]), outcome([0, 0, 1, 1], gradient="rule")))
+    steady = Assessment("steady", (outcome([1, 0, 0, 0]), outcome([1, 0, 0, 0], gradient="rule")))
+    assert lucky.worst_case(HEADLINE) == 0.0
+    assert steady.worst_case(HEADLINE) == 0.25
     assert [(row.rank, row.model) for row in ranked([lucky, steady], HEADLINE)] == [(1, "steady"), (2, "lucky")]
 
 
 def test_the_worst_case_of_a_network_without_rules_is_over_what_was_measured() -> None:
-    row = Row("bp", (None, outcome([1, 1, 0, 1]), outcome([0, 0, 0, 0], eps=0.2)))
-    assert row.worst(HEADLINE) == 0.75
-    assert row.worst(("linf", 0.2)) == 0.0
+    row = Assessment("bp", (None, outcome([1, 1, 0, 1]), outcome([0, 0, 0, 0], eps=0.2)))
+    assert row.worst_case(HEADLINE) == 0.75
+    assert row.worst_case(Threat("linf", 0.2)) == 0.0
 
 
 def test_equal_rows_share_a_rank_and_stand_by_clean_accuracy_then_name() -> None:
     half = outcome([1, 1, 0, 0])
     worse_clean = outcome([1, 1, 0, 0], clean=[1, 1, 0, 1])
-    rows = [
-        Row("d", (outcome([0, 0, 0, 0]),)), Row("c", (half,)), Row("b", (half,)), Row("a", (worse_clean,)),
-        Row("e", (outcome([1, 1, 1, 0]),)),
-    ]  # fmt: skip
+    known = {"d": outcome([0, 0, 0, 0]), "c": half, "b": half, "a": worse_clean, "e": outcome([1, 1, 1, 0])}
+    rows = [Assessment(name, (one,)) for name, one in known.items()]
     found = [(row.rank, row.model) for row in ranked(rows, HEADLINE)]
     assert found == [(1, "e"), (2, "b"), (2, "c"), (2, "a"), (5, "d")]
 
@@ -235,52 +252,52 @@ def test_a_shared_meter_shows_a_broken_network_as_half_robust() -> None:
 def test_models_are_found_by_id_pattern_and_path_each_once(tmp_path: Path) -> None:
     others = [m for m in catalog.model_ids() if m.startswith("bp-") and m != "bp-darts"]
     assert others
-    assert find_models("bp-darts, bp-*") == ["bp-darts", *others]
-    assert find_models("*") == catalog.model_ids()
+    assert models_like("bp-darts, bp-*", catalog.model_ids()) == ["bp-darts", *others]
+    assert models_like("*", catalog.model_ids()) == catalog.model_ids()
     (tmp_path / "b.toml").touch()
     (tmp_path / "a.toml").touch()
-    assert find_models(f"{tmp_path}/*.toml") == [f"{tmp_path}/a.toml", f"{tmp_path}/b.toml"]
+    assert models_like(f"{tmp_path}/*.toml", catalog.model_ids()) == [f"{tmp_path}/a.toml", f"{tmp_path}/b.toml"]
     with pytest.raises(UserError, match=r"unknown model 'bionass-\*': did you mean bionas-darts"):
-        find_models("bp-*,bionass-*")
+        models_like("bp-*,bionass-*", catalog.model_ids())
     with pytest.raises(UserError, match="unknown model ''"):
-        find_models("bp-*,")
+        models_like("bp-*,", catalog.model_ids())
 
 
 def test_models_without_weights_are_named_and_left_out(tiny: Path, cards: dict[str, Path], tmp_path: Path) -> None:
     heard: list[str] = []
     models = f"{cards['tiny-new']},{cards['tiny-fa']}"
-    found = grid.run(str(tiny), models, out=tmp_path / "out", n_examples=4, notice=heard.append)
+    found = run_grid_of(str(tiny), models, out=tmp_path / "out", n_examples=4, heard=heard)
     assert heard == ["tiny-new is skipped: no weights for digits"]
     assert found.skipped == {"tiny-new": "no weights for digits"}
-    assert [row.model for row in found.rows] == ["tiny-fa"]
+    assert [row.model for row in found.networks] == ["tiny-fa"]
     with pytest.raises(UserError, match="expected a model with weights for digits, got tiny-new without"):
-        grid.run(str(tiny), str(cards["tiny-new"]), notice=heard.append)
+        run_grid_of(str(tiny), str(cards["tiny-new"]), heard=heard)
     assert len(heard) == 1
 
 
 def test_two_models_of_one_name_are_refused(cards: dict[str, Path], trained_card: Path) -> None:
     with pytest.raises(UserError, match="expected models of different names, got 'tiny-fa' twice"):
-        grid.run("quick", f"{cards['tiny-fa']},{trained_card}")
+        run_grid_of("quick", f"{cards['tiny-fa']},{trained_card}")
 
 
 def test_a_grid_measures_each_cell_that_applies_and_counts_every_example(
     tiny: Path, cards: dict[str, Path], tmp_path: Path, global_rng_untouched: None
 ) -> None:
     steps: list[tuple[int, int, str]] = []
-    found = grid.run(str(tiny), both(cards), out=tmp_path, progress=lambda *step: steps.append(step))
-    assert [(c.attack, c.eps, c.gradient) for c in found.cells] == [
+    found = run_grid_of(str(tiny), both(cards), out=tmp_path, progress=lambda *step: steps.append(step))
+    assert [(c.attack, c.threat.eps, str(c.gradient)) for c in found.measurements] == [
         ("pgd", 8 / 255, "rule"), ("pgd", 8 / 255, "exact"), ("pgd", 16 / 255, "rule"), ("pgd", 16 / 255, "exact"),
         ("noise", 0.5, "exact"),
     ]  # fmt: skip
-    measured = {row.model: [result is not None for result in row.results] for row in found.rows}
+    measured = {row.model: [result is not None for result in row.results] for row in found.networks}
     assert measured == {"tiny-fa": [True] * 5, "tiny-bp": [False, True, False, True, True]}
-    for row in found.rows:
-        for cell, one in zip(found.cells, row.results, strict=True):
+    for row in found.networks:
+        for cell, one in zip(found.measurements, row.results, strict=True):
             if one is not None:
-                assert (one.n, one.spec.attack, one.spec.eps) == (12, cell.attack, cell.eps)
+                assert (one.n, one.spec.attack, one.spec.threat) == (12, cell.attack, cell.threat)
                 assert (one.spec.gradient, one.spec.model) == (cell.gradient, row.model)
-    by_name = {row.model: row for row in found.rows}
-    exact = [[r.robust_accuracy for r in by_name[m].measured if r.spec.gradient == "exact"] for m in by_name]
+    by_name = {row.model: row for row in found.networks}
+    exact = [[r.robust_accuracy for r in by_name[m].measured if r.spec.gradient == EXACT] for m in by_name]
     assert exact[0] == exact[1], "both networks have the same weights"
     assert steps[0] == (0, 96, steps[0][2])
     assert steps[-1][:2] == (96, 96)
@@ -288,7 +305,7 @@ def test_a_grid_measures_each_cell_that_applies_and_counts_every_example(
     lines = [line for *_, line in steps]
     assert lines[0] == "tiny-fa: probe: too few examples"
     assert "tiny-fa: pgd linf 8/255, rule gradient" in lines
-    assert all(row.diagnosis is not None and row.diagnosis.verdict == "inconclusive" for row in found.rows)
+    assert all(row.diagnosis is not None and row.diagnosis.verdict == "inconclusive" for row in found.networks)
 
 
 def test_a_killed_grid_goes_on_where_it_stopped(
@@ -308,13 +325,13 @@ def test_a_killed_grid_goes_on_where_it_stopped(
         judged += 1
         return judge(*arguments)
 
-    monkeypatch.setattr(evaluation, "judge", counted)
+    monkeypatch.setattr(measure, "judge", counted)
 
-    def run(out: Path, progress: Callable[[int, int, str], None] | None = None) -> tuple[tuple[Row, ...], int]:
+    def run(out: Path, progress: Progress = silent) -> tuple[tuple[Assessment, ...], int]:
         nonlocal judged
         judged = 0
         try:
-            return grid.run(str(tiny), both(cards), out=out, progress=progress).rows, judged
+            return run_grid_of(str(tiny), both(cards), out=out, progress=progress).networks, judged
         except Killed:
             return (), judged
 
@@ -335,16 +352,22 @@ def test_a_killed_grid_goes_on_where_it_stopped(
 
 def synthetic() -> GridResult:
     """Return a grid with known outcomes: "a" loses a quarter to the exact gradient that the rule hides."""
-    text = 'name = "known"\ntitle = "Known"\nrobust_meter = "shared"\n[[cells]]\nattack = "pgd"\neps = ["0.1", "0.2"]\n'
+    text = 'name = "known"\ntitle = "Known"\nrobust_meter = "shared"\n'
+    text += '[[attacks]]\nattack = "pgd"\neps = ["0.1", "0.2"]\n'
     preset = AttackPreset.from_toml(text, "known")
-    cells = planned(preset, 0.25)
     a = [
         outcome([1, 1, 1, 0], gradient="rule"), outcome([1, 1, 0, 0]),
         outcome([1, 0, 0, 0], eps=0.2, gradient="rule"), outcome([0, 0, 0, 0], eps=0.2),
     ]  # fmt: skip
     b = [None, outcome([0, 1, 1, 1]), None, outcome([0, 0, 0, 1], eps=0.2)]
-    rows = ranked([Row("a", tuple(a)), Row("b", tuple(b))], HEADLINE)
-    return GridResult(preset, "digits", 4, 0.25, cells, rows, {"c": "no weights for digits"})
+    rows = ranked([Assessment("a", tuple(a)), Assessment("b", tuple(b))], HEADLINE)
+    return GridResult(asked(preset, 4, {"c": "no weights for digits"}), rows)
+
+
+def asked(preset: AttackPreset, n: int, skipped: dict[str, str]) -> PresetPlan:
+    """Return the plan of a preset on n examples, without networks."""
+    examples = Slice(torch.zeros(n, 1, 8, 8), torch.zeros(n, dtype=torch.int64), tuple(range(n)), "digits")
+    return PresetPlan(preset, Plan(examples, (), preset_measurements(preset, 0.25)), 0.25, skipped)
 
 
 def test_the_document_holds_the_known_numbers() -> None:
@@ -408,12 +431,12 @@ def test_the_plot_draws_both_gradients_from_the_clean_accuracy_down(tmp_path: Pa
 
 def test_cells_that_differ_in_parameters_are_told_apart(tmp_path: Path) -> None:
     text = 'name = "x"\ntitle = "x"\n' + "".join(
-        f'[[cells]]\nattack = "pgd"\neps = ["0.1"]\ngradients = ["exact"]\nparams = {{ steps = {steps} }}\n'
+        f'[[attacks]]\nattack = "pgd"\neps = ["0.1"]\ngradients = ["exact"]\nparams = {{ steps = {steps} }}\n'
         for steps in (2, 3)
     )
     preset = AttackPreset.from_toml(text, "x")
-    row = Row("a", (outcome([1, 0]), outcome([1, 1])))
-    known = GridResult(preset, "digits", 2, 0.25, planned(preset, 0.25), ranked([row], HEADLINE))
+    row = Assessment("a", (outcome([1, 0]), outcome([1, 1])))
+    known = GridResult(asked(preset, 2, {}), ranked([row], HEADLINE))
     paths = grid_report.write(known, tmp_path)
     assert [path.name for path in paths] == ["results.csv", "table.md"]
     assert "| pgd linf 0.1 steps=2 | pgd linf 0.1 steps=3 |" in paths[1].read_text()
@@ -478,17 +501,20 @@ def test_a_mistake_in_a_grid_is_one_line(
 
 
 def test_cells_that_differ_only_in_the_gradient_are_one_column() -> None:
-    rule, exact = (Cell("pgd", "linf", 0.1, "0.1", gradient, {"steps": 2}) for gradient in ("rule", "exact"))
-    assert rule.column() == exact.column()
-    assert rule.column() != Cell("pgd", "linf", 0.1, "0.1", "rule", {"steps": 3}).column()
+    rule, exact = (Measurement("pgd", HEADLINE, gradient, {"steps": 2}) for gradient in (RULE, EXACT))
+    assert rule.but_for_gradient() == exact.but_for_gradient()
+    assert rule.but_for_gradient() != Measurement("pgd", HEADLINE, RULE, {"steps": 3}).but_for_gradient()
 
 
 def test_a_network_with_thresholds_is_put_to_surrogates_instead_of_the_exact_gradient() -> None:
-    cells = planned(catalog.preset("standard"), 0.3)
-    asked = {name: [(c.attack, c.gradient) for c in stood_in(cells) if applies(c, zoo.load_model(name))]
-             for name in ("stdp-spiking-cnn", "bp-resnet20")}  # fmt: skip
-    assert asked["bp-resnet20"] == [("autoattack", "exact"), ("square", "exact"), ("one-pixel", "exact")]
-    assert asked["stdp-spiking-cnn"] == [
-        ("autoattack", "surrogate:qgate"), ("autoattack", "surrogate:arctan"), ("square", "exact"),
+    standard = preset_measurements(catalog.preset("standard"), 0.3)
+    asked_of = {}
+    for name in ("stdp-spiking-cnn", "bp-resnet20"):
+        subject = Subject(name, zoo.load_model(name))
+        plan = Plan(DataSource().slice(2), (subject,), standard).with_surrogates()
+        asked_of[name] = [(one.attack, str(one.gradient)) for one in plan.applicable(subject)]
+    assert asked_of["bp-resnet20"] == [("autoattack", "exact"), ("square", "exact"), ("one-pixel", "exact")]
+    assert asked_of["stdp-spiking-cnn"] == [
+        ("autoattack", "surrogate:triangle"), ("autoattack", "surrogate:arctan"), ("square", "exact"),
         ("one-pixel", "exact"),
     ]  # fmt: skip

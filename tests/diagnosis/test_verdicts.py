@@ -394,7 +394,7 @@ def test_a_random_network_is_judged_by_its_mean_answer(global_rng_untouched: Non
     found = diagnosed(Noisy(), eps=0.05, gradient="eot:4", steps=5, queries=20)
     noise = check(found, "random-output")
     assert (noise.fired, noise.implies) == (True, "")
-    assert "the mean answer of 20 passes is judged" in noise.detail
+    assert "the mean prediction of 20 passes is judged" in noise.detail
     assert not check(found, "finite-differences").fired
     assert not check(found, "false-own-gradient").fired
     again = diagnosed(Noisy(), eps=0.05, gradient="eot:4", steps=5, queries=20)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import samples
 import torch
 from samples import CHANGES, outcomes, spec
 from torch import Tensor, nn
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 import robustbench_bio as rb
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import default_home, write_atomically
-from robustbench_bio.evaluation.store import Store
-from robustbench_bio.records.result import Provenance, Result
+from robustbench_bio.core.progress import Progress
+from robustbench_bio.evaluation import migration
+from robustbench_bio.evaluation.store import Store, file_name
+from robustbench_bio.records.result import EvalSpec, Provenance, Result
 
 N = 48
 
@@ -58,8 +61,8 @@ class Killed(Exception):
     pass
 
 
-def killer(after: int) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
+def killer(after: int) -> Progress:
+    def progress(done: int, total: int, line: str) -> None:
         assert total == N
         if done >= after:
             raise Killed
@@ -198,11 +201,11 @@ def test_outcomes_do_not_depend_on_the_batch_size(batch_size: int) -> None:
     assert same(measure(None, batch_size=batch_size), measure(None))
 
 
-def test_an_equal_call_is_answered_from_the_store_without_asking_the_network(tmp_path: Path) -> None:
+def test_an_equal_call_is_answered_from_the_store_after_a_look_at_a_few_answers(tmp_path: Path) -> None:
     first = measure(Store(tmp_path))
     model, data = subject()
     again = rb.evaluate(model, data, batch_size=3, store=Store(tmp_path), steps=5, eps=0.1)
-    assert model.seen == []
+    assert len(model.seen) == 8, "no more than the fingerprint asks"
     assert again.from_store
     assert not first.from_store
     assert again.outcomes_record == first.outcomes_record
@@ -293,7 +296,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path: Path
     model, data = subject()
     with pytest.raises(UserError, match=r"^cannot write .*results: Not a directory: name another folder with --out$"):
         rb.evaluate(model, data, store=store, steps=5, eps=0.1)
-    assert model.seen == []
+    assert len(model.seen) <= 8, "no more than the fingerprint asks"
     with pytest.raises(UserError, match=r"^cannot write .*file: File exists: name another folder"):
         write_atomically(tmp_path / "file" / "a.json", b"x")
 
@@ -345,3 +348,69 @@ def test_a_run_that_was_killed_outright_gives_what_an_undisturbed_one_gives(trai
     assert records[0]["spec"] == records[1]["spec"]
     assert documents[0]["worst_case"] == documents[1]["worst_case"]
     assert [path.name for path in files(run)] == [path.name for path in files(tmp_path / "whole")]
+
+
+# --- results of the first schema ----------------------------------------------------------------------------------
+
+
+def as_first_schema(store: Store, result: Result, model: nn.Module) -> Path:
+    """Put a result back as the first schema kept it, and return its file."""
+    store.path(result.spec).unlink()
+    document = migration.first_spec(result.spec, migration.first_fingerprint(model))
+    key = hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    record = result.model_dump(mode="json") | {"spec": document}
+    body = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    path = store.path(result.spec).with_name(file_name("pgd", "linf", document["gradient"], key))
+    path.write_text(f'{{"sha256":"{digest}","record":{body}}}\n')
+    return path
+
+
+def test_a_result_of_the_first_schema_is_taken_over_without_work(tmp_path: Path) -> None:
+    store, (model, data) = Store(tmp_path), subject()
+    result = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    path = as_first_schema(store, result, model)
+    model.seen.clear()
+    again = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    assert len(model.seen) == 8, "no more than the fingerprint asks"
+    assert again.from_store
+    assert same(again, result)
+    assert again.provenance == result.provenance
+    assert store.get(result.spec) is not None, "it is kept under today's key"
+    path.unlink()
+    assert rb.evaluate(model, data, store=store, steps=5, eps=0.1).from_store
+
+
+def test_the_first_schema_has_the_key_that_it_had(tmp_path: Path) -> None:
+    # Written by hand from a file of that time: the order of fields does not matter, their names and values do.
+    spec = samples.spec(attack="pgd", gradient="surrogate:triangle", draws=20)
+    document = migration.first_spec(spec, "7" * 64)
+    assert document == {
+        "schema_version": 1, "version": spec.version, "model": "tiny", "weights_sha256": "7" * 64, "dataset": "digits",
+        "split": "test", "n": 2, "data_sha256": "1" * 64, "attack": "pgd",
+        "params": {"steps": 40, "step_size": None, "random_start": True}, "norm": "linf", "eps": 8 / 255,
+        "gradient": "surrogate:qgate", "backend": "native", "precision": "float32", "seed": 0, "votes": 20,
+    }  # fmt: skip
+    assert EvalSpec.read(migration.upgraded_spec(document, "0" * 64)) == spec
+
+
+@pytest.mark.parametrize("spoil", ["other network", "edited"])
+def test_a_result_of_the_first_schema_that_is_not_this_one_is_measured_anew(tmp_path: Path, spoil: str) -> None:
+    store, (model, data) = Store(tmp_path), subject()
+    result = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    path = as_first_schema(store, result, model if spoil == "edited" else nn.Linear(1, 1))
+    if spoil == "edited":
+        path.write_text(path.read_text().replace('"label":[', '"label":[0,', 1))
+    again = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    assert not again.from_store
+    assert same(again, result)
+
+
+def test_a_key_holds_the_batch_size_where_outcomes_depend_on_it(tmp_path: Path) -> None:
+    pytest.importorskip("torchattacks")
+    small, large = (measure(None, batch_size=n, backend="torchattacks").spec for n in (8, 16))
+    assert (small.batch_size, large.batch_size) == (8, 16)
+    assert small.key() != large.key()
+    assert measure(None, batch_size=8).spec == measure(None, batch_size=16).spec, "streams of examples know no batch"
+    random = measure(None, batch_size=8, gradient="eot:2").spec
+    assert random.batch_size is None, "this network is not random"

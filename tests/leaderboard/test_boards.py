@@ -19,23 +19,29 @@ from scipy.stats import binomtest
 
 from robustbench_bio.cli import app as cli
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.stats import mcnemar
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.evaluation.evaluate import evaluate
+from robustbench_bio.evaluation.migration import first_fingerprint
+from robustbench_bio.evaluation.plan import Slice, Subject
 from robustbench_bio.leaderboard import remeasure as replay
 from robustbench_bio.leaderboard import submission as candidates
 from robustbench_bio.leaderboard import verify as verifying
-from robustbench_bio.leaderboard.folders import Folders, cells_of
-from robustbench_bio.leaderboard.ranking import paired_p, ranked
-from robustbench_bio.leaderboard.remeasure import Outcome, Slice, differences
+from robustbench_bio.leaderboard.folders import Folders, measurements_of
+from robustbench_bio.leaderboard.migrate import migrate
+from robustbench_bio.leaderboard.ranking import rank_entries
+from robustbench_bio.leaderboard.remeasure import Outcome, differences
+from robustbench_bio.leaderboard.sampling import DIAGNOSIS, sample, workloads
 from robustbench_bio.leaderboard.submit import entry_text
-from robustbench_bio.leaderboard.verify import DIAGNOSIS, sample, verify
+from robustbench_bio.leaderboard.verify import verify
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard, Recipe, TrainedNet
 from robustbench_bio.records.entry import SCHEMA, Entry, Measured, pack, scored
 from robustbench_bio.records.genotype import Edge
+from robustbench_bio.records.gradient import EXACT, RULE
 from robustbench_bio.records.motifs import Motif, MotifGenotype, read_genotype
-from robustbench_bio.records.preset import Radius
 from robustbench_bio.records.result import EvalSpec, Provenance
+from robustbench_bio.records.threat import Threat
 from robustbench_bio.report import boards as show
 from robustbench_bio.report import site
 from robustbench_bio.zoo import catalog
@@ -131,28 +137,28 @@ def test_a_submission_writes_card_weights_and_an_entry_that_follows_from_its_out
     assert (folders.models / "weights" / "tiny-fa-digits.safetensors").read_bytes() == submitted.weights.read_bytes()
     entry = catalog.entry(submitted.file)
     assert entry.n == N
-    assert len(entry.measurements) == len(cells_of(submitted.board))
+    assert len(entry.measurements) == len(measurements_of(submitted.board))
     assert entry.finding is not None
     assert entry.gallery is not None
     assert entry.facts["parameters"] == 64 * 32 + 32 + 32 * 10 + 10
     assert sum(v for name, v in entry.facts.items() if name.startswith("percent")) == pytest.approx(100)
     stands = [True] * N
     for measured in entry.measurements:  # recomputed without the package's own worst case
-        if (measured.spec.norm, round(measured.spec.eps * 255)) == ("linf", 8):
+        if (measured.spec.threat.norm, round(measured.spec.threat.eps * 255)) == ("linf", 8):
             stands = [a and b for a, b in zip(stands, measured.robust_correct(), strict=True)]
     assert entry.scores.worst_case == sum(stands) / N
     net = folders.network(entry.card, "digits")
-    data = Slice.of("digits", N)
+    data = Slice.load("digits", N)
     again = evaluate(net, (data.x, data.y), attack="pgd", eps=8 / 255, steps=20, gradient="rule")
-    (kept,) = [m for m in entry.measurements if m.spec.gradient == "rule" and m.spec.params.get("steps") == 20
-               and round(m.spec.eps * 255) == 8]  # fmt: skip
+    (kept,) = [m for m in entry.measurements if m.spec.gradient == RULE and m.spec.params.get("steps") == 20
+               and round(m.spec.threat.eps * 255) == 8]  # fmt: skip
     assert kept.robust_correct() == again.outcomes_record.robust_correct()
 
 
 def test_the_gallery_is_what_the_network_sees(submitted: Place) -> None:
     entry = catalog.entry(submitted.file)
     assert entry.gallery is not None
-    data, net = Slice.of("digits", N), submitted.folders.network(entry.card, "digits")
+    data, net = Slice.load("digits", N), submitted.folders.network(entry.card, "digits")
     import base64
 
     import numpy as np
@@ -175,7 +181,7 @@ def test_a_submission_that_was_measured_is_read_from_the_store(
     def never(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("robustbench_bio.evaluation.evaluate.judge", never)
+    monkeypatch.setattr("robustbench_bio.evaluation.measure.judge", never)
     before = place.entry()
     assert command(monkeypatch, *order(place)) == 0
     assert command(monkeypatch, "submit", "tiny-*", "--board", "tiny", "--zoo", place.folders.models,
@@ -284,7 +290,7 @@ def refused(
 ) -> None:
     """Fail unless what a function spoils is refused in one line that says one of the parts, and nothing is written."""
     arguments, before = spoil(place), snapshot(place)
-    monkeypatch.setattr("robustbench_bio.leaderboard.submit.Work.row", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("robustbench_bio.leaderboard.submit.assess_network", lambda *_: pytest.fail("it was measured"))
     assert command(monkeypatch, *arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")
@@ -379,7 +385,7 @@ def test_an_entry_holds_the_motifs_of_its_network_and_is_verified_against_the_zo
     assert entry.genotype == kept == circuit()
     assert entry.card.net["genotype"] == "mine"
     assert Entry.from_json(entry_text(entry), "again") == entry
-    assert any("surrogate" in measured.spec.gradient for measured in entry.measurements)
+    assert any(measured.spec.gradient.surrogate for measured in entry.measurements)
     assert verify(motifs.board, motifs.folders, fraction=0.01).faults == {}
     written = site.build({"tiny": (motifs.board, [entry])}, motifs.card.parent / "site")
     (page,) = [path for path in written if path.name == "tiny-fa.html"]
@@ -501,6 +507,43 @@ def test_committed_entries_are_read_as_they_were_written(file: Path) -> None:
     assert isinstance(entry.genotype, MotifGenotype) == (entry.card.net["name"] == "motifs")
 
 
+# Entries of the first schema
+
+
+def first_schema(document: dict[str, Any], network_sha256: str) -> dict[str, Any]:
+    """Return an entry's document as the first schema had it."""
+    for measured in document["measurements"]:
+        spec = measured["spec"]
+        assert spec.pop("batch_size") is None
+        spec |= spec.pop("threat") | {"votes": spec.pop("draws"), "schema_version": 1}
+        del spec["network_sha256"]
+        spec["weights_sha256"] = network_sha256
+        spec["gradient"] = spec["gradient"].replace("surrogate:triangle", "surrogate:qgate")
+    return document | {"schema_version": 1, "rank_by": {"norm": "linf", "eps": "8/255"}}
+
+
+def test_an_entry_of_the_first_schema_is_brought_up_to_date_without_measuring(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = place.file.read_text()
+    net = place.folders.network(catalog.entry(place.file).card, "digits")
+    place.file.write_text(json.dumps(first_schema(json.loads(today), first_fingerprint(net))))
+    with pytest.raises(UserError, match="leaderboard migrate"):
+        catalog.entry(place.file)
+    monkeypatch.setattr("robustbench_bio.evaluation.measure.measure", lambda *_: pytest.fail("it was measured"))
+    assert migrate(place.board, place.folders) == [place.file]
+    assert place.file.read_text() == today
+    assert migrate(place.board, place.folders) == []
+
+
+def test_an_entry_of_another_network_is_not_brought_up_to_date(place: Place) -> None:
+    before = json.dumps(first_schema(json.loads(place.file.read_text()), "5" * 64))
+    place.file.write_text(before)
+    with pytest.raises(UserError, match="measured on another network than the zoo's: submit it again"):
+        migrate(place.board, place.folders)
+    assert place.file.read_text() == before
+
+
 # Entries that are not what they say
 
 
@@ -508,8 +551,11 @@ def test_a_bad_entry_file_is_one_line(place: Place) -> None:
     text = place.file.read_text()
     bombs = {
         text.replace(
-            '"schema_version": 1', '"schema_version": 2'
-        ): f"expected {SCHEMA}, got 2: this entry is newer than",
+            f'"schema_version": {SCHEMA}', f'"schema_version": {SCHEMA + 1}'
+        ): f"expected {SCHEMA}, got {SCHEMA + 1}: this entry is newer than",
+        text.replace(
+            f'"schema_version": {SCHEMA}', '"schema_version": 1'
+        ): "bring the board up to date with biorobust leaderboard migrate",
         text.replace('"clean_accuracy": 0', '"clean_accuracy": 1', 1): "scores do not follow from the outcomes",
         "[" * 100_000: "recursion limit",
         '{"a":' * 50_000: "recursion limit",
@@ -534,7 +580,7 @@ def forge(place: Place, change: Callable[[dict[str, Any]], object]) -> None:
     document = place.entry()
     change(document)
     measurements = [Measured.model_validate_json(json.dumps(m)) for m in document["measurements"]]
-    threat = (document["rank_by"]["norm"], Radius(**document["rank_by"]).value())
+    threat = Threat.read(document["rank_by"])
     document["scores"] = scored(measurements, threat).model_dump(mode="json")
     document["card_sha256"] = ModelCard.model_validate_json(json.dumps(document["card"])).sha256()
     entry = Entry.model_validate_json(json.dumps(document))
@@ -561,6 +607,9 @@ def shorter(document: dict[str, Any]) -> None:
         measured = Measured.model_validate_json(json.dumps(raw))
         raw["clean"], raw["robust"] = pack(measured.clean_correct()[:10]), pack(measured.robust_correct()[:10])
         raw["spec"]["n"] = 10
+
+
+HALF = {"norm": "linf", "eps": 0.5}
 
 
 def for_each_spec(name: str, value: object) -> Callable[[dict[str, Any]], object]:
@@ -593,7 +642,7 @@ def answered_gallery(document: dict[str, Any]) -> None:
 FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a wrong n": (shorter, "n: expected 24, got 10"),
     "weights of another file": (lambda d: d.update(weights_sha256="0" * 64), "weights_sha256: expected"),
-    "weights of another network": (for_each_spec("weights_sha256", "0" * 64), "weights_sha256: expected"),
+    "weights of another network": (for_each_spec("network_sha256", "0" * 64), "network_sha256: expected"),
     "other examples": (for_each_spec("data_sha256", "0" * 64), "data_sha256: expected"),
     "another seed": (for_each_spec("seed", 1), "seed: expected 0, got 1"),
     "another precision": (for_each_spec("precision", "bfloat16"), "precision: expected 'float32'"),
@@ -604,9 +653,9 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no curve": (without_curve, "pgd linf 64/255 exact: is missing"),
     "one attack less": (lambda d: d["measurements"].remove(first_pgd(d)), "is missing"),
     "one attack more": (
-        lambda d: d["measurements"].append({**first_pgd(d), "spec": {**first_pgd(d)["spec"], "eps": 0.5}}),
+        lambda d: d["measurements"].append({**first_pgd(d), "spec": first_pgd(d)["spec"] | {"threat": HALF}}),
         "the board does not ask for it"),
-    "another radius": (lambda d: d["rank_by"].update(eps="1/255"), "rank_by: expected"),
+    "another radius": (lambda d: d["rank_by"].update(eps=1 / 255), "rank_by: expected"),
     "another board": (lambda d: d.update(board="other"), "board: expected tiny, got other"),
     "better clean answers": (clean_all, "clean answers of examples"),
     "other images": (moved_gallery, "gallery: images or labels"),
@@ -633,10 +682,10 @@ def test_a_forged_entry_does_not_pass(name: str, place: Place) -> None:
 
 
 def test_a_flipped_bit_is_found_by_measuring_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifying, "diagnosed", lambda *_: [])
+    monkeypatch.setattr(verifying, "verdict_faults", lambda *_: [])
     assert faults(place, fraction=1) == ""
     forge(place, flip)
-    assert "claimed that it stands, here it falls" in faults(place, fraction=1)
+    assert "claimed that it is robust, measured again it is fooled" in faults(place, fraction=1)
 
 
 @pytest.mark.slow
@@ -695,7 +744,8 @@ def test_two_processes_find_what_one_finds(
 
 def test_an_outcome_that_rounding_decides_is_told_from_a_lie(submitted: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = catalog.entry(submitted.file)
-    net, data = submitted.folders.network(entry.card, "digits"), Slice.of("digits", N)
+    subject = Subject("tiny-fa", submitted.folders.network(entry.card, "digits"))
+    data = Slice.load("digits", N)
     measured = entry.measurements[0]
     claims = [Outcome(*pair) for pair in zip(measured.clean_correct(), measured.robust_correct(), strict=True)]
     seen: list[tuple[int, int]] = []
@@ -707,8 +757,8 @@ def test_an_outcome_that_rounding_decides_is_told_from_a_lie(submitted: Place, m
         right = {3: nudge == 5, 4: False, 5: spec.seed == 2}
         return [claims[row] if right.get(row, True) else wrong for row in rows]
 
-    monkeypatch.setattr(replay, "measure", unsteady)
-    found = {d.row: d.close for d in differences(net, measured, data, range(N)) if claims[d.row].clean}
+    monkeypatch.setattr(replay, "remeasure", unsteady)
+    found = {d.row: d.within_tolerance for d in differences(subject, measured, data, range(N)) if claims[d.row].clean}
     assert found == {row: row != 4 for row in (3, 4, 5) if claims[row].clean}
     same, others = range(replay.REPEATS + 1), range(1, replay.REPEATS + 1)
     assert seen == [*((0, nudge) for nudge in same), *((seed, 0) for seed in others)]
@@ -716,9 +766,10 @@ def test_an_outcome_that_rounding_decides_is_told_from_a_lie(submitted: Place, m
 
 def test_an_example_alone_has_the_outcome_that_it_has_among_all(submitted: Place) -> None:
     entry = catalog.entry(submitted.file)
-    net, data = submitted.folders.network(entry.card, "digits"), Slice.of("digits", N)
+    subject = Subject("tiny-fa", submitted.folders.network(entry.card, "digits"))
+    data = Slice.load("digits", N)
     for measured in entry.measurements[:5]:
-        assert differences(net, measured, data, [5, 17]) == []
+        assert differences(subject, measured, data, [5, 17]) == []
 
 
 # The sample
@@ -736,7 +787,8 @@ def entries_of(sizes: dict[str, int], n: int) -> dict[Path, Any]:
 
         @staticmethod
         def measured(attack: str, **params: int) -> Any:
-            spec = {"attack": attack, "norm": "linf", "eps": 0.1, "gradient": "exact", "params": params}
+            spec = {"attack": attack, "threat": {"norm": "linf", "eps": 0.1}, "gradient": "exact", "params": params}
+            spec["title"] = attack
             return type("M", (), {"spec": type("S", (), spec)})()
 
     return {Path(f"{name}.json"): Stub(places) for name, places in sizes.items()}
@@ -792,10 +844,10 @@ def test_dear_attacks_are_sampled_less_often_but_none_never() -> None:
 def test_a_process_gets_dear_tasks_alone_and_the_rest_of_an_entry_together() -> None:
     entries = entries_of({"a": 5, "b": 3}, 10)
     entries[Path("a.json")].measurements[0] = entries[Path("a.json")].measured("square", queries=5000)
-    portions = verifying.errands(sample(entries, 1, random.Random(0)), entries)  # noqa: S311
-    assert [task.place for task in portions[0]] == [0]
-    assert sorted(len(portion) for portion in portions[1:]) == [3, 4]
-    assert all(len({task.file for task in portion}) == 1 for portion in portions)
+    loads = workloads(sample(entries, 1, random.Random(0)), entries)  # noqa: S311
+    assert [task.place for task in loads[0]] == [0]
+    assert sorted(len(load) for load in loads[1:]) == [3, 4]
+    assert all(len({task.file for task in load}) == 1 for load in loads)
 
 
 # The ranking
@@ -803,14 +855,14 @@ def test_a_process_gets_dear_tasks_alone_and_the_rest_of_an_entry_together() -> 
 
 def entry_like(name: str, stands: list[bool], *, clean: list[bool] | None = None, title: str = "x") -> Entry:
     """Return an entry of a board with one attack."""
-    n, threat = len(stands), ("linf", 8 / 255)
-    found = result(eps=threat[1])
-    spec = found.spec.model_copy(update={"model": name, "n": n, "weights_sha256": f"{abs(hash(name)) % 16:x}" * 64})
+    n, threat = len(stands), Threat("linf", 8 / 255)
+    found = result()
+    spec = found.spec.model_copy(update={"model": name, "n": n, "network_sha256": f"{abs(hash(name)) % 16:x}" * 64})
     measured = Measured(spec=spec, clean=pack(clean or [True] * n), robust=pack(stands), queries_mean=1, seconds=1)
     card = ModelCard(id=name, title=title, net={"name": "mlp"}, datasets={"digits": TrainedNet(recipe=Recipe())})
     return Entry(
         board="tiny", model=name, card=card, card_sha256=card.sha256(), weights_sha256="0" * 64,
-        measurements=[measured], rank_by=Radius(norm="linf", eps="8/255"), scores=scored([measured], threat),
+        measurements=[measured], rank_by=Threat("linf", 8 / 255), scores=scored([measured], threat),
         provenance=Provenance(seconds=1, device="", created="", packages={}),
     )  # fmt: skip
 
@@ -819,8 +871,8 @@ def test_the_paired_test_is_the_exact_one() -> None:
     for a in range(12):
         for b in range(12):
             expected = binomtest(a, a + b, 0.5).pvalue if a + b else 1.0
-            assert paired_p(a, b) == pytest.approx(expected, abs=1e-12)
-    assert paired_p(0, 6) < 0.05 < paired_p(0, 5)
+            assert mcnemar(a, b, two_sided=True) == pytest.approx(expected, abs=1e-12)
+    assert mcnemar(0, 6, two_sided=True) < 0.05 < mcnemar(0, 5, two_sided=True)
 
 
 def test_ranks_are_ranges_where_no_test_tells_rows_apart() -> None:
@@ -831,7 +883,9 @@ def test_ranks_are_ranges_where_no_test_tells_rows_apart() -> None:
         "far": [True] * 34 + [False] * 6,  # 6 of 6: p = 0.031 against the first, 1 against close
         "last": [False] * n,
     }
-    found = {row.entry.model: (row.best, row.worst) for row in ranked([entry_like(k, v) for k, v in rows.items()])}
+    found = {
+        row.entry.model: (row.best, row.worst) for row in rank_entries([entry_like(k, v) for k, v in rows.items()])
+    }
     assert found == {"first": (1, 2), "close": (1, 3), "far": (2, 3), "last": (4, 4)}
     assert list(found) == ["first", "close", "far", "last"]
 
@@ -839,11 +893,11 @@ def test_ranks_are_ranges_where_no_test_tells_rows_apart() -> None:
 def test_rank_ranges_agree_with_tests_done_by_hand() -> None:
     draw = random.Random(0)  # noqa: S311
     entries = [entry_like(f"m{i}", [draw.random() < i / 8 for _ in range(30)]) for i in range(9)]
-    for row in ranked(entries):
+    for row in rank_entries(entries):
         above = below = 0
         for other in entries:
-            mine = sum(a and not b for a, b in zip(row.entry.stands(), other.stands(), strict=True))
-            theirs = sum(b and not a for a, b in zip(row.entry.stands(), other.stands(), strict=True))
+            mine = sum(a and not b for a, b in zip(row.entry.robust_correct(), other.robust_correct(), strict=True))
+            theirs = sum(b and not a for a, b in zip(row.entry.robust_correct(), other.robust_correct(), strict=True))
             if mine + theirs and binomtest(mine, mine + theirs).pvalue < 0.05:
                 above, below = above + (theirs > mine), below + (mine > theirs)
         assert (row.best, row.worst) == (1 + above, len(entries) - below)
@@ -853,8 +907,8 @@ def test_rank_ranges_agree_with_tests_done_by_hand() -> None:
 def test_equal_rows_stand_by_clean_accuracy_then_name() -> None:
     half = [True, False] * 4
     entries = [entry_like("b", half), entry_like("a", half), entry_like("c", half, clean=[True] * 7 + [False])]
-    assert [row.entry.model for row in ranked(entries)] == ["a", "b", "c"]
-    assert ranked([]) == []
+    assert [row.entry.model for row in rank_entries(entries)] == ["a", "b", "c"]
+    assert rank_entries([]) == []
 
 
 def test_entries_that_cannot_be_paired_are_refused() -> None:
@@ -862,9 +916,9 @@ def test_entries_that_cannot_be_paired_are_refused() -> None:
     spec = other.measurements[0].spec.model_copy(update={"data_sha256": "f" * 64})
     moved = other.model_copy(update={"measurements": [other.measurements[0].model_copy(update={"spec": spec})]})
     with pytest.raises(UserError, match="on the same examples"):
-        ranked([one, moved])
+        rank_entries([one, moved])
     with pytest.raises(UserError, match="each model once"):
-        ranked([one, one])
+        rank_entries([one, one])
 
 
 # The formats
@@ -874,7 +928,9 @@ ODD = r'100 % & more_{of} $x^2$ # \alpha ~ "q" <b> | ` * end'
 
 def odd_board() -> tuple[Board, list[Any]]:
     board = Board.from_toml(BOARD, "tiny")
-    return board, ranked([entry_like("odd", [True] * 24, title=ODD), entry_like("even", [False] * 24, title="=1+1")])
+    return board, rank_entries(
+        [entry_like("odd", [True] * 24, title=ODD), entry_like("even", [False] * 24, title="=1+1")]
+    )
 
 
 def test_latex_is_escaped() -> None:
@@ -927,12 +983,11 @@ def test_the_site_is_built_from_the_command_line(
 @pytest.mark.parametrize("name", catalog.board_names())
 def test_every_board_of_the_catalog_can_be_asked_for(name: str) -> None:
     board = catalog.board(name)
-    threat = (board.rank_by.norm, board.rank_by.value())
-    assert threat in {(cell.norm, cell.eps) for cell in cells_of(board) if cell.gradient == "exact"}
+    assert board.rank_by in {one.threat for one in measurements_of(board) if one.gradient == EXACT}
     for path in catalog.entry_files(name):
         entry = catalog.entry(path)
         assert (entry.board, entry.rank_by) == (board.name, board.rank_by)
         assert entry.card == catalog.card(entry.model).model_copy(
             update={"datasets": {board.dataset: entry.card.datasets[board.dataset]}}
         )
-    ranked([catalog.entry(path) for path in catalog.entry_files(name)])
+    rank_entries([catalog.entry(path) for path in catalog.entry_files(name)])

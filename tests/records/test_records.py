@@ -124,7 +124,7 @@ def test_weights_and_their_hash_come_together(half: dict[str, str]) -> None:
 @pytest.mark.parametrize("bad", ["0" * 63, "0" * 65, "G" * 64, "0" * 64 + "\n", "A" * 64])
 def test_a_hash_is_64_lower_case_hex_digits(bad: str) -> None:
     with pytest.raises(ValidationError, match="pattern"):
-        spec(weights_sha256=bad)
+        spec(network_sha256=bad)
 
 
 def test_a_card_survives_toml() -> None:
@@ -185,7 +185,7 @@ def test_every_field_of_a_spec_is_part_of_its_key() -> None:
     keys = {spec().key()} | {spec(**{field: value}).key() for field, value in CHANGES.items()}
     assert len(keys) == 1 + len(CHANGES)
     with pytest.raises(ValidationError, match="schema_version"):
-        spec(schema_version=2)
+        spec(schema_version=3)
 
 
 def test_records_cannot_be_changed() -> None:

@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_nothing_outside_the_box_is_legal(norm: Norm, value: float) -> None:
 
 
 def test_wrong_norms_and_radii_are_refused() -> None:
-    with pytest.raises(UserError, match=r"expected a norm in linf, l2, l1, l0, got 'l3'"):
+    with pytest.raises(UserError, match="unknown norm 'l3': did you mean"):
         Threat("l3", 0.1)  # type: ignore[arg-type]
     for eps in (-0.1, math.nan):
         with pytest.raises(UserError, match="expected eps >= 0"):
@@ -281,3 +282,42 @@ def test_a_gradient_of_any_size_has_a_finite_steepest_direction(norm: Norm) -> N
     for scale in (1e-20, 1e15):
         direction = threat.steepest(noise(4, "gradient") * scale)
         torch.testing.assert_close(p_norm(direction, norm), torch.ones(4).double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("document", "text"),
+    [
+        ({"norm": "linf", "eps": "8/255"}, "linf 8/255"),
+        ({"eps": 8 / 255}, "linf 8/255"),
+        ({"norm": "l2", "eps": "0.5"}, "l2 0.5"),
+        ({"norm": "l0", "eps": 3}, "l0 3 px"),
+    ],
+)
+def test_a_threat_model_is_read_as_people_write_it(document: dict[str, Any], text: str) -> None:
+    threat = Threat.read(document)
+    assert str(threat) == text
+    assert Threat.read(threat.document()) == threat == Threat.read(threat)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"norm": "l3", "eps": "8/255"}, "unknown norm 'l3'"),
+        ({"norm": "linf"}, "expected a threat model such as"),
+        ({"eps": "8/255", "bounds": [0, 1]}, "expected a threat model such as"),
+        ("linf 8/255", "expected a threat model such as"),
+        ({"eps": True}, "expected norm as a text and eps as a number"),
+        ({"eps": "8"}, "did you mean 8/255"),
+        ({"norm": "l0", "eps": 1.5}, "whole number of pixels"),
+        ({"eps": "1e999"}, "expected eps as a number"),
+    ],
+)
+def test_what_is_no_threat_model_is_refused(document: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Threat.read(document)
+
+
+def test_several_radii_share_a_norm() -> None:
+    assert Threat.several("linf", "4/255,8/255") == [Threat("linf", 4 / 255), Threat("linf", 8 / 255)]
+    with pytest.raises(UserError, match="expected eps > 0, got 0"):
+        Threat.several("l2", "0.5,0")

@@ -19,15 +19,16 @@ import numpy as np
 import pytest
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.leaderboard.ranking import paired_p, ranked
+from robustbench_bio.core.stats import mcnemar
+from robustbench_bio.leaderboard.ranking import rank_entries
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard, Recipe, TrainedNet
 from robustbench_bio.records.entry import Entry, Finding, Gallery, Measured, pack, scored
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.records.motif_space import MotifSpace
 from robustbench_bio.records.motifs import Motif, MotifGenotype, parse_link
-from robustbench_bio.records.preset import Radius
 from robustbench_bio.records.result import EvalSpec, Provenance
+from robustbench_bio.records.threat import Threat
 from robustbench_bio.report import drawing as circuits
 from robustbench_bio.report import site
 from robustbench_bio.report import svg as pictures
@@ -43,7 +44,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 def board(name: str = "digits-linf", **changes: Any) -> Board:
     fields = {
         "name": name, "title": f"Board {name}", "summary": "First of the split.", "dataset": "digits", "n_examples": N,
-        "preset": "standard", "curve": "eps-curve", "rank_by": Radius(eps="8/255"),
+        "preset": "standard", "curve": "eps-curve", "rank_by": Threat("linf", 8 / 255),
     }  # fmt: skip
     return Board(**fields | changes)
 
@@ -65,9 +66,9 @@ def measurements(model: str, contest: Board, strength: float, seed: int, *, mask
 
     def measured(attack: str, norm: str, eps: float, gradient: str, stands: list[bool], **params: Any) -> Measured:
         spec = EvalSpec(
-            model=model, weights_sha256=hashlib.sha256(model.encode()).hexdigest(), dataset=contest.dataset,
+            model=model, network_sha256=hashlib.sha256(model.encode()).hexdigest(), dataset=contest.dataset,
             split="test", n=n, data_sha256=hashlib.sha256(contest.dataset.encode()).hexdigest(), attack=attack,
-            params=params, norm=norm, eps=eps, gradient=gradient, precision="float32", seed=0,
+            params=params, threat=Threat(norm, eps), gradient=gradient, precision="float32", seed=0,
         )  # fmt: skip
         queries = 100.0 * draw.random()
         return Measured(spec=spec, clean=pack(clean), robust=pack(stands), queries_mean=queries, seconds=1.5)
@@ -107,7 +108,7 @@ def entry(
     fields = {
         "board": contest.name, "model": model, "card": card, "card_sha256": card.sha256(), "weights_sha256": "a" * 64,
         "measurements": found, "rank_by": contest.rank_by,
-        "scores": scored(found, (contest.rank_by.norm, contest.rank_by.value())),
+        "scores": scored(found, contest.rank_by),
         "finding": Finding(verdict=verdict, reason=reason, flags=["rule-far-above-exact"] * (verdict != "sound"), n=64),
         "gallery": gallery_of((1, 8, 8), seed=seed), "commit": "0123abc",
         "facts": {"parameters": 16338.0, "MACs per example": 1234567.0, "energy": "5,678 pJ"},
@@ -271,10 +272,10 @@ def test_the_index_shows_what_the_entries_say(pages: dict[str, Page]) -> None:
     assert len(data) == sum(len(entries) for _, entries in boards.values())
     for contest, entries in boards.values():
         mine = [row for row in data if row["board"] == contest.name]
-        assert [row["model"] for row in mine] == [row.entry.model for row in ranked(entries)]
+        assert [row["model"] for row in mine] == [row.entry.model for row in rank_entries(entries)]
         for one in entries:
             row = next(row for row in mine if row["model"] == one.model)
-            counted = [m.robust_correct() for m in one.measurements if (m.spec.norm, m.spec.eps) == ("linf", 8 / 255)]
+            counted = [m.robust_correct() for m in one.measurements if (m.spec.threat.norm, m.spec.threat.eps) == ("linf", 8 / 255)]
             stands = [all(outcomes) for outcomes in zip(*counted, strict=True)]
             assert row["worst"] == sum(stands) / one.n
             assert row["clean"] == sum(one.measurements[3].clean_correct()) / one.n
@@ -484,7 +485,7 @@ def test_a_curve_has_both_gradients_at_their_heights() -> None:
         dots = [a for a in drawing.of("dot") if a["class"] == f"dot g-{gradient}"]
         asked = [m for m in one.measurements if m.spec.attack == "pgd" and m.spec.gradient == gradient]
         clean = sum(one.measurements[0].clean_correct()) / one.n
-        shares = [clean, *(m.robust_accuracy for m in sorted(asked, key=lambda m: m.spec.eps))]
+        shares = [clean, *(m.robust_accuracy for m in sorted(asked, key=lambda m: m.spec.threat.eps))]
         assert [float(a["cy"]) for a in dots] == pytest.approx([floor - s * (floor - top) for s in shares], abs=0.1)
         across = [float(a["cx"]) for a in dots]
         steps = np.diff(across)
@@ -745,7 +746,7 @@ def test_browser_compares_two_networks(visit: Callable[..., Any]) -> None:
     page.get_by_role("link", name="Compare with").click()
     page.locator("select[name=a]").select_option("bp-resnet20")
     page.locator("select[name=b]").select_option("zz-nasty")
-    entries = {one.model: one.stands() for one in two_boards()["digits-linf"][1]}
+    entries = {one.model: one.robust_correct() for one in two_boards()["digits-linf"][1]}
     for a, b in (("bp-resnet20", "zz-nasty"), ("bp-darts", "usf-darts"), ("bp-darts", "bionas-darts")):
         page.locator("select[name=a]").select_option(a)
         page.locator("select[name=b]").select_option(b)
@@ -754,7 +755,7 @@ def test_browser_compares_two_networks(visit: Callable[..., Any]) -> None:
         assert int(page.locator("#only-a").inner_text()) == len(only_a)
         assert int(page.locator("#only-b").inner_text()) == len(only_b)
         told = float(page.locator("#sentence").get_attribute("data-p"))
-        assert told == pytest.approx(paired_p(len(only_a), len(only_b)), rel=1e-9)
+        assert told == pytest.approx(mcnemar(len(only_a), len(only_b), two_sided=True), rel=1e-9)
         assert page.locator("#list-a").text_content() == (", ".join(map(str, only_a)) or "none")
         squares = page.locator("#strip-a path.stands").get_attribute("d").count("M")
         assert squares == sum(entries[a])

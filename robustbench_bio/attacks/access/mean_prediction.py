@@ -41,31 +41,31 @@ def is_random(model: nn.Module, x: Tensor) -> bool:
 class MeanPrediction(nn.Module):
     """A random network as the classifier that it is on average.
 
-    x [n, C, H, W] → log of the mean softmax over `votes` forward passes, [n, K]. So no single lucky draw counts, for
+    x [n, C, H, W] → log of the mean softmax over `draws` forward passes, [n, K]. So no single lucky draw counts, for
     the network or against it: an example has fallen where the mean probability of a wrong class is the largest.
 
     Draws come from torch's global generator, seeded by `drawing`; they belong to a batch, so a random network's
-    outcome may change with the batch size, within the noise of `votes` passes.
+    outcome may change with the batch size, within the noise of `draws` passes.
 
     Args:
         model: the network, in eval mode.
-        votes: forward passes per answer, at least 1.
+        draws: forward passes per answer, at least 1.
         seed: of the draws.
         purpose: separates the draws of the attacker from those of the judge.
     """
 
-    def __init__(self, model: nn.Module, votes: int, seed: int, purpose: str) -> None:
+    def __init__(self, model: nn.Module, draws: int, seed: int, purpose: str) -> None:
         super().__init__()
         self.training = False  # this module's own mode; the network's is for the gate to judge
         self.model = model
-        self.votes, self.seed, self.purpose = votes, seed, purpose
+        self.draws, self.seed, self.purpose = draws, seed, purpose
 
     def forward(self, x: Tensor) -> Tensor:
         with drawing("votes", self.seed, self.purpose, x=x):
             logits: Tensor = self.model(x)
             if not isinstance(logits, Tensor) or logits.ndim != 2:
                 return logits  # the gate will say what is wrong with it
-            return mean_prediction([logits, *(self.model(x) for _ in range(self.votes - 1))])
+            return mean_prediction([logits, *(self.model(x) for _ in range(self.draws - 1))])
 
 
 def mean_prediction(answers: list[Tensor]) -> Tensor:

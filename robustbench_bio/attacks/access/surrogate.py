@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from robustbench_bio.attacks.access.trace import Untraceable, trace
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.surrogates import surrogate
+from robustbench_bio.records.gradient import EXACT, Gradient
 
 _aten = torch.ops.aten
 
@@ -67,9 +68,9 @@ def stepped(model: nn.Module, x: Tensor) -> bool:
         return False
 
 
-def followed(model: nn.Module, x: Tensor) -> tuple[str, ...]:
+def followed(model: nn.Module, x: Tensor) -> tuple[Gradient, ...]:
     """Return the gradients that an attack has to follow: exact, or every one of `ATTACKED_BY` where there are steps."""
-    return ATTACKED_BY if stepped(model, x) else ("exact",)
+    return ATTACKED_BY if stepped(model, x) else (EXACT,)
 
 
 def _with_surrogate(module: fx.GraphModule, node: fx.Node, derivative: Callable[[Tensor], Tensor]) -> bool:
@@ -137,4 +138,4 @@ class _Step(torch.autograd.Function):
 
 #: Gradients that stand in for the exact one of a spiking network, robust being what withstands all of them: the one
 #: that it usually learns by, and one that is nowhere flat.
-ATTACKED_BY = ("surrogate:qgate", "surrogate:arctan")
+ATTACKED_BY = (Gradient("surrogate", "triangle"), Gradient("surrogate", "arctan"))

@@ -45,7 +45,7 @@ class WhiteBoxModel:
         precision: of the passes that make gradients; `logits` is always float32.
         traced: False differentiates the modules by autograd, for networks known to be honest whose weights
             change too often to be traced, such as one in training.
-        votes: more than 1 for a random network: forward passes behind each answer of `logits` (`MeanPrediction`).
+        draws: more than 1 for a random network: forward passes behind each answer of `logits` (`MeanPrediction`).
         seed: of a random network's draws.
 
     Attributes:
@@ -59,11 +59,11 @@ class WhiteBoxModel:
     def __init__(
         self,
         model: nn.Module,
-        gradient: str = "exact",
+        gradient: str | Gradient = "exact",
         precision: Precision = "float32",
         *,
         traced: bool = True,
-        votes: int = 1,
+        draws: int = 1,
         seed: int = 0,
     ) -> None:
         self.model = model
@@ -76,8 +76,8 @@ class WhiteBoxModel:
         self._forward: nn.Module | None = None
         self._half = False
         self._seed = seed
-        self.random = votes > 1
-        self._answering = MeanPrediction(model, votes, seed, "attack") if self.random else model
+        self.random = draws > 1
+        self._answering = MeanPrediction(model, draws, seed, "attack") if self.random else model
         self._rules = rules_of(model)
         if self.kind.source == "rule" and self._rules is None:
             raise UserError("expected a network with learning rules for gradient 'rule', got one without: use 'exact'")

@@ -21,6 +21,7 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import Registry, unknown
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.base import Precision, Scalar
+from robustbench_bio.records.gradient import Gradient
 from robustbench_bio.records.threat import NORMS, Norm, Threat
 from robustbench_bio.rules import LayerRules
 
@@ -180,7 +181,7 @@ class Peer(Attack):
     def brief(self) -> Self:
         return dataclasses.replace(self, native=self.native.brief())
 
-    def check(self, net: nn.Module, gradient: str, threat: Threat, x: Tensor) -> None:
+    def check(self, net: nn.Module, gradient: Gradient | str, threat: Threat, x: Tensor) -> None:
         """Raise `UserError` now if the library cannot attack this network, so that nothing is begun in vain."""
         white_box = WhiteBoxModel(net, gradient)
         self._rules(white_box)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.version import __version__
-from robustbench_bio.leaderboard.ranking import LEVEL, ranked
+from robustbench_bio.leaderboard.ranking import LEVEL, rank_entries
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.entry import Entry
 from robustbench_bio.report import svg as pictures
@@ -109,13 +109,11 @@ def _places(boards: dict[str, tuple[Board, list[Entry]]]) -> dict[str, list[view
             raise UserError(f"expected the board {name}, got one that calls itself {board.name}: rename its file")
         for entry in entries:
             if entry.board != name or entry.rank_by != board.rank_by:
-                asked, got = (
-                    f"{b}, {r.norm} {r.eps}" for b, r in ((name, board.rank_by), (entry.board, entry.rank_by))
-                )
+                asked, got = (f"{b}, {r}" for b, r in ((name, board.rank_by), (entry.board, entry.rank_by)))
                 raise UserError(
                     f"expected entries of {asked}, got {entry.model} of {got}: move its file or measure anew"
                 )
-        places[name] = [views.Place(board, row, order) for order, row in enumerate(ranked(entries))]
+        places[name] = [views.Place(board, row, order) for order, row in enumerate(rank_entries(entries))]
     return places
 
 

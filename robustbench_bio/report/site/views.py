@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from robustbench_bio.leaderboard.ranking import Row
+from robustbench_bio.leaderboard.ranking import RankedEntry
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.entry import Entry, Gallery, Measured, pack
 from robustbench_bio.records.genotype import SUFFIXES
@@ -40,7 +40,7 @@ class Place(NamedTuple):
     """
 
     board: Board
-    row: Row
+    row: RankedEntry
     order: int
 
     @property
@@ -89,7 +89,7 @@ def bounds(interval: tuple[float, float]) -> str:
 
 def threat(board: Board) -> str:
     """Return a board's threat model as text."""
-    return f"{board.rank_by.norm} {format_eps(board.rank_by.value(), board.rank_by.norm)}"
+    return str(board.rank_by)
 
 
 def bits(text: str, n: int) -> NDArray[np.bool_]:
@@ -99,7 +99,7 @@ def bits(text: str, n: int) -> NDArray[np.bool_]:
 
 def ranks(entry: Entry, measured: Measured) -> bool:
     """Tell whether a measurement takes part in the worst case that ranks."""
-    return (measured.spec.norm, measured.spec.eps) == entry.threat
+    return measured.spec.threat == entry.rank_by
 
 
 def rules_of(entry: Entry) -> list[str]:
@@ -213,10 +213,10 @@ def curves(entry: Entry) -> list[pictures.Curve]:
     found: dict[tuple[str, ...], dict[str, list[pictures.Point]]] = {}
     for measured in entry.measurements:
         spec = measured.spec
-        if spec.eps > 0:
-            key = (spec.norm, spec.attack, spec.backend, repr(sorted(spec.params.items())), settings(measured))
-            points = found.setdefault(key, {}).setdefault(spec.gradient, [clean])
-            points.append(pictures.Point(spec.eps, int(bits(measured.robust, entry.n).sum()), entry.n))
+        if spec.threat.eps > 0:
+            key = (spec.threat.norm, spec.attack, spec.backend, repr(sorted(spec.params.items())), settings(measured))
+            points = found.setdefault(key, {}).setdefault(str(spec.gradient), [clean])
+            points.append(pictures.Point(spec.threat.eps, int(bits(measured.robust, entry.n).sum()), entry.n))
     many = {key: lines for key, lines in found.items() if len({p.eps for ps in lines.values() for p in ps}) > 2}
     return [
         pictures.Curve(
@@ -270,7 +270,7 @@ def magnified(gallery: Gallery) -> str:
 
 def followed(entry: Entry) -> str:
     """Return what the gallery's attack followed: the exact, or for a network with thresholds a surrogate."""
-    soft = any(measured.spec.gradient.startswith("surrogate:") for measured in entry.measurements)
+    soft = any(measured.spec.gradient.surrogate for measured in entry.measurements)
     return "a surrogate" if soft else "the exact"
 
 
@@ -354,7 +354,7 @@ def contest(board: Board, places: Iterable[Place]) -> dict[str, Any]:
                 "n": place.entry.n,
                 "slice": place.entry.measurements[0].spec.data_sha256,
                 "clean": place.entry.measurements[0].clean,
-                "stands": pack(place.entry.stands()),
+                "stands": pack(place.entry.robust_correct()),
             }
             for place in places
         ],
@@ -379,9 +379,9 @@ def measured_rows(entry: Entry) -> list[dict[str, Any]]:
             {
                 "ranks": ranks(entry, measured),
                 "attack": spec.attack if spec.backend == "native" else f"{spec.attack} ({spec.backend})",
-                "norm": spec.norm,
-                "eps": format_eps(spec.eps, spec.norm),
-                "gradient": spec.gradient,
+                "norm": spec.threat.norm,
+                "eps": format_eps(spec.threat.eps, spec.threat.norm),
+                "gradient": str(spec.gradient),
                 "params": settings(measured) or NONE,
                 "robust": percent(count / entry.n),
                 "interval": bounds(interval),

@@ -1,0 +1,120 @@
+"""A plan measured and judged: every network probed, attacked, and its results held against each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from robustbench_bio.attacks.access.surrogate import ATTACKED_BY
+from robustbench_bio.core.progress import Progress, silent
+from robustbench_bio.diagnosis.comparisons import contradictions
+from robustbench_bio.diagnosis.probe import DIAGNOSED, probe
+from robustbench_bio.evaluation.plan import Plan, Subject
+from robustbench_bio.evaluation.runner import Runner
+from robustbench_bio.evaluation.store import Store
+from robustbench_bio.evaluation.worst_case import worst_case
+from robustbench_bio.records.diagnosis import Diagnosis
+from robustbench_bio.records.gradient import EXACT, Gradient
+from robustbench_bio.records.result import Result
+from robustbench_bio.records.threat import Threat
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What came of one network of a plan.
+
+    Attributes:
+        model: what results call it.
+        results: one for each measurement of the plan; None where it does not apply to the network.
+        diagnosis: of a probe and of what the results say of each other; None where no threat model is linf or l2.
+        rank: 1 is best, networks that are equal share it; 0 before a ranking.
+    """
+
+    model: str
+    results: tuple[Result | None, ...]
+    diagnosis: Diagnosis | None = None
+    rank: int = 0
+
+    @property
+    def measured(self) -> list[Result]:
+        """The results that there are."""
+        return [result for result in self.results if result is not None]
+
+    @cached_property
+    def robust(self) -> dict[Threat, list[bool]]:
+        """Which examples withstand every attack and gradient, for each threat model."""
+        return worst_case(self.measured)
+
+    def worst_case(self, threat: Threat) -> float:
+        """Return the fraction of the examples that withstand everything within a threat model."""
+        return sum(self.robust[threat]) / len(self.robust[threat])
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Fraction of examples classified correctly without an attack."""
+        return self.measured[0].clean_accuracy
+
+
+def assess(
+    plan: Plan, headline: Threat, *, n_probe: int = 64, store: Store | None = None, progress: Progress = silent
+) -> list[Assessment]:
+    """Probe and measure every network of a plan; what is finished is kept, so that the same call continues.
+
+    A short diagnosis comes before the attacks, so that masking is learnt before the time is spent; the finished
+    measurements are weighed in afterwards.
+
+    Args:
+        plan: what is measured.
+        headline: where the probe looks, if it is linf or l2; else at the first threat model that is.
+        n_probe: correctly classified examples that the probe looks at.
+        store: where results and diagnoses are looked up and kept.
+        progress: called with examples done, their total over the whole plan, and what runs now.
+
+    Raises:
+        UserError: networks, examples and attacks that do not go together.
+    """
+    if store is not None:
+        store.check_writable()
+    runner = Runner(plan, store, progress)
+    return [assess_network(runner, subject, headline, n_probe) for subject in plan.subjects]
+
+
+def assess_network(runner: Runner, subject: Subject, headline: Threat, n_probe: int) -> Assessment:
+    """Probe and measure one network of a runner's plan; see `assess`."""
+    plan = runner.plan
+    diagnosis = probe(
+        subject,
+        plan.examples.to(plan.settings.device),
+        probed(plan, headline),
+        probed_gradient(plan, subject),
+        seed=plan.settings.seed,
+        n_examples=n_probe,
+        store=runner.store,
+        progress=lambda _done, _total, line: runner.report(f"{subject.label}: {line}"),
+    )
+    results = runner.results(subject)
+    measured = [result for result in results if result is not None]
+    return Assessment(subject.label, results, diagnosis and diagnosis.joined(contradictions(measured)))
+
+
+def probed(plan: Plan, headline: Threat) -> Threat:
+    """Return the threat model of the probe: the headline, or the plan's first that can be diagnosed."""
+    threats = [headline, *(measurement.threat for measurement in plan.measurements)]
+    return next((threat for threat in threats if threat.norm in DIAGNOSED), headline)
+
+
+def probed_gradient(plan: Plan, subject: Subject) -> Gradient:
+    """Return what the probe follows: the last gradient asked for by name, else one that the network has."""
+    if plan.as_asked:
+        return plan.measurements[-1].gradient
+    thresholds = subject.has_thresholds(plan.examples.x[:2].to(plan.settings.device))
+    return ATTACKED_BY[-1] if thresholds else EXACT
+
+
+def ranked(assessments: Sequence[Assessment], threat: Threat) -> tuple[Assessment, ...]:
+    """Return networks, largest worst case within `threat` first, then larger clean accuracy, then by name.
+
+    Networks of equal worst case share their rank, and the next rank counts them all: 1, 2, 2, 4.
+    """
+    order = sorted(assessments, key=lambda one: (-one.worst_case(threat), -one.clean_accuracy, one.model))
+    scores = [one.worst_case(threat) for one in order]
+    return tuple(replace(one, rank=1 + scores.index(score)) for one, score in zip(order, scores, strict=True))
