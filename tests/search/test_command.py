@@ -4,12 +4,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.image
 import numpy as np
 import pytest
-import torch
 
 from robustbench_bio.cli import app as cli
 from robustbench_bio.records.genotype import Genotype
@@ -59,14 +58,6 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         return Said(code if isinstance(code, int) else 0, *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
-import torch
 
 from robustbench_bio.cli import app as cli
 from robustbench_bio.core.errors import UserError
@@ -30,14 +29,6 @@ SPACE = catalog.space("mse-nas")
 assert isinstance(SPACE, MotifSpace)
 DIGITS = Inputs((1, 8, 8), 10, (0.3,), (0.4,))
 STATIC = reduction_cells(6, "direct")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- fitness ----------------------------------------------------------------------------------------------------

@@ -29,14 +29,6 @@ CNN: dict[str, Any] = {"name": "cnn", "widths": [4, 6]}
 PGD = Adversary(eps=0.1, steps=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits() -> Examples:
     return load_examples("digits", "train", 64)
