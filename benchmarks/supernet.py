@@ -30,7 +30,6 @@ from robustbench_bio.search.supernet.supernet import SearchCell, Supernet
 from robustbench_bio.zoo import catalog
 
 WAYS = ("fast", "plain", "plain, channels last")
-BATCH = 64
 
 
 class OneCell(Supernet):
@@ -103,6 +102,7 @@ def _cells(layers: int) -> str:
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--full", action="store_true", help="also 8 cells on 32×32, minutes a step")
     options = parser.parse_args()
@@ -112,11 +112,11 @@ def main() -> None:
         table.add_column(column, justify="right")
     networks = [(8, 8), (32, 1), *([(32, 8)] if options.full else [])]
     if options.quick:
-        networks, options.repeats = [(8, 1)], 1
+        networks, options.repeats, options.batch, options.threads = [(8, 1)], 1, 2, 1
     for side, layers in common.steps(networks, lambda network: f"{network[0]}×{network[0]}, {_cells(network[1])}"):
         net = network(side, layers)
-        x = torch.rand(BATCH, 3, side, side, generator=torch_generator(0, "x"))
-        y = torch.randint(10, (BATCH,), generator=torch_generator(0, "y"))
+        x = torch.rand(options.batch, 3, side, side, generator=torch_generator(0, "x"))
+        y = torch.randint(10, (options.batch,), generator=torch_generator(0, "y"))
         found = measured(step(net, x, y), options.repeats)
         wrong = errors(net, x, y)
         base = statistics.median(found["fast"][0])
