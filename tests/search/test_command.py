@@ -138,12 +138,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-SLOW = ("eg-nas", "evolution", "random")
-
-
-@pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAST]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", FAST)
 def test_every_engine_leaves_a_genotype_that_train_takes(engine: str, call: Call, few: Path, tmp_path: Path) -> None:
     folder = tmp_path / "found"
     command = ["search", "--space", "tiny.toml", "--engine", engine, "--data-file", few, "--out", folder, *FAST[engine]]

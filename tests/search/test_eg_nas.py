@@ -194,6 +194,7 @@ def stop_at(step: int) -> Callable[[int, int, str], None]:
     return progress
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_alphas_also_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = engine().search(task(checkpoint=tmp_path / "whole"))
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)

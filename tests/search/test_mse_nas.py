@@ -149,7 +149,7 @@ def stop_at(step: int) -> Callable[[int, int, str], None]:
     return progress
 
 
-@pytest.mark.parametrize("algorithm", ["ga", "nsga2"])
+@pytest.mark.parametrize("algorithm", ["ga", pytest.param("nsga2", marks=pytest.mark.slow)])
 def test_a_killed_search_continues_to_the_same_genotype(
     algorithm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, global_rng_untouched: None
 ) -> None:

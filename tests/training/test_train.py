@@ -82,7 +82,9 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in {"auxiliary", "drop path"} else ()) for case in CASES]
+)
 def test_an_interrupted_training_continues_to_the_same_weights(
     case: str, digits: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
