@@ -55,9 +55,8 @@ def main() -> int:
     table = Table(
         "drop, points", "churn %", "found %", "imagined %", title="regress: n = 500, ten networks, alpha 0.05"
     )
-    for points, churn in common.steps(
-        CASES[:2] if options.quick else CASES, lambda case: f"regress, {case[0]} points, {100 * case[1]:g} % churn"
-    ):
+    cases = CASES[:2] if options.quick else CASES
+    for points, churn in common.steps(cases, lambda case: f"regress, {case[0]} points, {100 * case[1]:g} % churn"):
         detected, imagined = alarms(500, points, churn, options.repetitions)
         table.add_row(f"{points:g}", f"{100 * churn:g}", f"{100 * detected:.1f}", f"{100 * imagined:.1f}")
     console.print(table)

@@ -389,7 +389,7 @@ def main() -> None:
         report(rows, options.markdown)
         return
     if options.quick:
-        options.n, options.repeats, options.threads, options.only = 16, 1, 1, options.only or "FGSM"
+        options.n, options.repeats, options.threads, options.only = 16, 1, 1, options.only or "MI-FGSM"
     names = [name for name in COMPARISONS if _wanted(name, options)]
     if not names or options.repeats < 1:
         parser.error(f"expected --repeats >= 1 and --only to be part of one of: {'; '.join(COMPARISONS)}")
