@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["predict", "evolve", "energy"], action="append")
     options = parser.parse_args()
     if options.quick:
-        options.genomes, options.seeds, options.population, options.generations = 2, 2, 2, 2
+        options.genomes, options.seeds, options.population, options.generations = 2, 2, 5, 2
         options.networks, options.epochs, options.out = 1, 1, Path(mkdtemp())
     setup = Setup(epochs=options.epochs, **({"channels": 2, "steps": 2} if options.quick else {}))
     asked = options.only or ["energy", "predict", "evolve"]
