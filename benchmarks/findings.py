@@ -5,17 +5,20 @@ paired: the networks of one seed share the split, the order of the images and th
 is finished is kept in --out, so the same command continues where an interrupted one stopped.
 """
 
-import argparse
 import json
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
+
+import common
 
 #: Arm of the study → (cells, rules). "searched" and "drawn" cells differ from seed to seed.
 ARMS: dict[str, tuple[str, str]] = {
@@ -182,7 +185,7 @@ def report(table: dict[str, dict[int, dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=30)
@@ -195,6 +198,9 @@ def main() -> None:
     parser.add_argument("--out", default="runs/findings")
     parser.add_argument("--data-root", default=None)
     options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.arms, options.epochs, options.n_attack, options.out = 2, "mixed,bp", 1, 8, mkdtemp()
+        options.channels, options.layers = 2, 3
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the workers
     jobs = [
         Job(arm, seed, options.dataset, options.epochs, options.channels, options.layers, options.eps,
@@ -203,15 +209,28 @@ def main() -> None:
     ]  # fmt: skip
     table: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in options.arms.split(",")}
     started = time.perf_counter()
-    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as crew:
-        waiting = {crew.submit(run, job): job for job in jobs}
-        for done, future in enumerate(as_completed(waiting), 1):
-            job = waiting[future]
-            table[job.arm][job.seed] = future.result()["measured"]
-            spent = (time.perf_counter() - started) / 60
-            print(f"{done} of {len(jobs)} after {spent:.1f} min: {job.arm} s{job.seed} {table[job.arm][job.seed]}")
-    print(report({arm: found for arm, found in table.items() if found}))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, context, initializer=_ignore_interrupts) as workers:
+        waiting = {workers.submit(run, job): job for job in jobs}
+        try:
+            for done, future in enumerate(as_completed(waiting), 1):
+                job = waiting[future]
+                table[job.arm][job.seed] = future.result()["measured"]
+                left = common.remaining(started, done, len(jobs))
+                common.note(f"{done} of {len(jobs)}{left}: {job.arm} s{job.seed} {table[job.arm][job.seed]}")
+        except KeyboardInterrupt:
+            # What is finished lies in --out; networks that are being trained would hold up the exit.
+            workers.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+    print(report({arm: seeds for arm, seeds in table.items() if seeds}))
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the first one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":
-    main()
+    common.command_line(main)

@@ -1,13 +1,16 @@
 """Native attacks beside those of torchattacks, foolbox and pyautoattack: same network, images, budget, threads.
 
-Each cell runs in fresh processes, native and peer by turns, `--repeats` times; each turn gives a ratio of times, and
-the median ratio counts. Seconds of the native side are the whole `evaluate`: gate, clean pass, attack and judge, the
-network traced already; "first" is the first call, which also traces it. A peer is called as its own users call it,
+Each comparison runs in fresh processes, native and peer by turns, `--repeats` times; each turn gives a ratio of times,
+and the median ratio counts. Seconds of the native side are the whole `evaluate`: gate, clean pass, attack and judge,
+the network traced already; "first" is the first call, which also traces it. A peer is called as its own users call it,
 the plain network in eval mode and all images at once; its seconds are the attack, one clean and one adversarial pass,
 after one small gradient has warmed the machine up. Memory is what a side's process grew by at its peak, its imports
 and, for native, its first call included.
 
-    python benchmarks/peers.py [--only pgd] [--repeats 3] [--json FILE] [--markdown]
+On CIFAR-10 and a ResNet-20 trained by others where --cifar10 and --reference name their files (or ../shared/data holds
+them), else on a network of the zoo and its own images: the aims are then not judged.
+
+    python benchmarks/peers.py [--only pgd] [--repeats 3] [--json FILE] [--markdown] [--quick]
     python benchmarks/peers.py --show FILE [--markdown]
 """
 
@@ -16,10 +19,10 @@ import datetime
 import json
 import logging
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +43,7 @@ Document = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Comparison:
     """One attack beside one peer.
 
     Attributes:
@@ -114,7 +117,7 @@ def autoattack(eps: float) -> Build:
     return build
 
 
-def pgd(eps: float, step: float, peer: str, aim: float = 1) -> Cell:
+def pgd(eps: float, step: float, peer: str, aim: float = 1) -> Comparison:
     """Return PGD with 40 steps from a random start."""
     name = "PGD" if peer == "torchattacks" else "LinfProjectedGradientDescentAttack"
     theirs = (
@@ -122,62 +125,68 @@ def pgd(eps: float, step: float, peer: str, aim: float = 1) -> Cell:
         if peer == "torchattacks"
         else foolbox(name, eps, abs_stepsize=step, steps=40, random_start=True)
     )
-    return Cell("pgd", eps, {"steps": 40, "step_size": step}, peer, theirs, aim=aim)
+    return Comparison("pgd", eps, {"steps": 40, "step_size": step}, peer, theirs, aim=aim)
 
 
-def apgd(loss: str, aim: float = 1) -> Cell:
+def apgd(loss: str, aim: float = 1) -> Comparison:
     """Return Auto-PGD with 100 steps at 1/255."""
     theirs = autoattack_member("autopgd_base", "APGDAttack", eps=1 / 255, n_iter=100, loss=loss)
-    return Cell(f"apgd-{loss}", 1 / 255, {"steps": 100}, "pyautoattack", theirs, aim=aim)
+    return Comparison(f"apgd-{loss}", 1 / 255, {"steps": 100}, "pyautoattack", theirs, aim=aim)
 
 
-def square(eps: float) -> Cell:
+def square(eps: float) -> Comparison:
     """Return Square with 1,000 queries, the schedule of both stretched to them; the peer's first point is one more."""
     theirs = autoattack_member("square", "SquareAttack", eps=eps, n_queries=999)
-    return Cell("square", eps, {"queries": 1000}, "pyautoattack", theirs, aim=2)
+    return Comparison("square", eps, {"queries": 1000}, "pyautoattack", theirs, aim=2)
 
 
 APGD_T = autoattack_member("autopgd_base", "APGDAttack_targeted", eps=1 / 255, n_iter=20, n_target_classes=9)
 FAB_T = autoattack_member("fab_pt", "FABAttack_PT", eps=1 / 255, n_iter=10, n_target_classes=9, targeted=True)
 TEN_STEPS: dict[str, Any] = {"steps": 10, "step_size": 2 / 255}
 
-CELLS: dict[str, Cell] = {
+COMPARISONS: dict[str, Comparison] = {
     "PGD-40, 8/255, step 2/255": pgd(8 / 255, 2 / 255, "torchattacks", aim=25),
     "PGD-40, 8/255, step 2/255 (foolbox)": pgd(8 / 255, 2 / 255, "foolbox", aim=25),
     "PGD-40, 1/255, step 0.25/255": pgd(1 / 255, 0.25 / 255, "torchattacks", aim=7),
     "PGD-40, 1/255, step 0.25/255 (foolbox)": pgd(1 / 255, 0.25 / 255, "foolbox", aim=7),
-    "FGSM, 8/255": Cell("fgsm", 8 / 255, {}, "torchattacks", torchattacks("FGSM", eps=8 / 255)),
-    "FGSM, 8/255 (foolbox)": Cell("fgsm", 8 / 255, {}, "foolbox", foolbox("LinfFastGradientAttack", 8 / 255)),
-    "MI-FGSM-10, 8/255, step 2/255": Cell(
+    "FGSM, 8/255": Comparison("fgsm", 8 / 255, {}, "torchattacks", torchattacks("FGSM", eps=8 / 255)),
+    "FGSM, 8/255 (foolbox)": Comparison("fgsm", 8 / 255, {}, "foolbox", foolbox("LinfFastGradientAttack", 8 / 255)),
+    "MI-FGSM-10, 8/255, step 2/255": Comparison(
         "mi-fgsm", 8 / 255, TEN_STEPS, "torchattacks", torchattacks("MIFGSM", eps=8 / 255, alpha=2 / 255, steps=10)
     ),
-    "TPGD-10, 8/255, step 2/255": Cell(
+    "TPGD-10, 8/255, step 2/255": Comparison(
         "tpgd", 8 / 255, TEN_STEPS, "torchattacks", torchattacks("TPGD", eps=8 / 255, alpha=2 / 255, steps=10)
     ),
     "APGD-CE-100, 1/255": apgd("ce", aim=5),
     "APGD-DLR-100, 1/255": apgd("dlr"),
-    "APGD-T-20, 9 targets, 1/255": Cell("apgd-t", 1 / 255, {"steps": 20, "targets": 9}, "pyautoattack", APGD_T),
-    "FAB-T-10, 9 targets, 1/255": Cell("fab-t", 1 / 255, {"steps": 10, "targets": 9}, "pyautoattack", FAB_T),
+    "APGD-T-20, 9 targets, 1/255": Comparison("apgd-t", 1 / 255, {"steps": 20, "targets": 9}, "pyautoattack", APGD_T),
+    "FAB-T-10, 9 targets, 1/255": Comparison("fab-t", 1 / 255, {"steps": 10, "targets": 9}, "pyautoattack", FAB_T),
     "Square-1000, 2/255": square(2 / 255),
     "Square-1000, 8/255": square(8 / 255),
-    "One-Pixel, 10 members, 10 generations": Cell(
+    "One-Pixel, 10 members, 10 generations": Comparison(
         "one-pixel", 1, {"population": 10, "generations": 10}, "torchattacks",
         torchattacks("OnePixel", pixels=1, steps=10, popsize=10), aim=8, norm="l0",
     ),
-    "AutoAttack standard, 1/255": Cell("autoattack", 1 / 255, {}, "pyautoattack", autoattack(1 / 255), n=64),
+    "AutoAttack standard, 1/255": Comparison("autoattack", 1 / 255, {}, "pyautoattack", autoattack(1 / 255), n=64),
 }  # fmt: skip
 
 
-def native(cell: Cell, options: argparse.Namespace) -> dict[str, float]:
+def native(comparison: Comparison, options: argparse.Namespace) -> dict[str, float]:
     """Run our side in this process: robust accuracy, seconds warm and first, MiB."""
     import robustbench_bio as rb
 
-    net, x, y = common.reference(options, min(cell.n, options.n))
+    net, x, y = common.network(options, min(comparison.n, options.n))
     before = common.memory_now()
 
     def work() -> float:
         result = rb.evaluate(
-            net, (x, y), attack=cell.attack, norm=cell.norm, eps=cell.eps, seed=options.seed, **cell.params
+            net,
+            (x, y),
+            attack=comparison.attack,
+            norm=comparison.norm,
+            eps=comparison.eps,
+            seed=options.seed,
+            **comparison.params,
         )
         return result.robust_accuracy
 
@@ -185,42 +194,44 @@ def native(cell: Cell, options: argparse.Namespace) -> dict[str, float]:
     return warm | {"first": first["seconds"], "memory": common.memory_peak() - before}
 
 
-def peer(cell: Cell, options: argparse.Namespace) -> dict[str, float]:
+def peer(comparison: Comparison, options: argparse.Namespace) -> dict[str, float]:
     """Run the peer's side in this process: robust accuracy, seconds, MiB."""
     import numpy as np
     import torch
 
-    net, x, y = common.reference(options, min(cell.n, options.n))
+    net, x, y = common.network(options, min(comparison.n, options.n))
     before = common.memory_now()
     torch.manual_seed(options.seed)
     np.random.seed(options.seed)  # noqa: NPY002
-    run = cell.build(net, options.seed)
+    run = comparison.build(net, options.seed)
     few = x[:8].clone().requires_grad_()
     torch.autograd.grad(net(few).sum(), few)
 
     def work() -> float:
         x_adv = run(x, y)
         with torch.no_grad():
-            stands = (net(x).argmax(1) == y) & (net(x_adv).argmax(1) == y)
-        return float(stands.float().mean())
+            robust = (net(x).argmax(1) == y) & (net(x_adv).argmax(1) == y)
+        return float(robust.float().mean())
 
     return common.timed(work) | {"memory": common.memory_peak() - before}
 
 
 def measure(name: str, options: argparse.Namespace) -> Document:
-    """Run both sides of a cell by turns in processes of their own; return everything that they found."""
-    cell = CELLS[name]
+    """Run both sides of a comparison by turns in processes of their own; return all that they measured."""
+    comparison = COMPARISONS[name]
     runs: dict[str, list[dict[str, float]]] = {"native": [], "peer": []}
     for turn in range(options.repeats):
-        for side, found in runs.items():
-            shared = ["--n", str(options.n), "--threads", str(options.threads), "--seed", str(turn)]
-            paths = ["--data-file", str(options.data_file), "--weights", str(options.weights)]
-            found.append(common.in_fresh_process(__file__, *shared, *paths, "--one", side, name))
-            print(f"{name}, {side}: {found[-1]['seconds']:.2f} s", file=sys.stderr, flush=True)
+        for side, measured in runs.items():
+            settings = ["--n", str(options.n), "--threads", str(options.threads), "--seed", str(turn)]
+            if options.cifar10:
+                settings += ["--cifar10", str(options.cifar10), "--reference", str(options.reference)]
+            measured.append(common.in_fresh_process(__file__, *settings, "--one", side, name))
+            common.note(f"  {side}: {measured[-1]['seconds']:.2f} s")
     return {
-        "cell": name,
-        "peer": f"{cell.peer} {metadata.version(cell.peer)}",
-        "n": min(cell.n, options.n),
+        "comparison": name,
+        "peer": f"{comparison.peer} {metadata.version(comparison.peer)}",
+        "network": "reference" if options.cifar10 else f"{common.OWN_NETWORK} on {common.OWN_DATASET}",
+        "n": min(comparison.n, options.n),
         "machine": common.machine(options.threads),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "runs": runs,
@@ -229,22 +240,22 @@ def measure(name: str, options: argparse.Namespace) -> Document:
 
 @dataclass(frozen=True)
 class Row:
-    """What a document of `measure` says about a cell: medians over its turns."""
+    """What a document of `measure` says about a comparison: medians over its turns."""
 
     document: Document
 
     @property
     def name(self) -> str:
-        return str(self.document["cell"])
+        return str(self.document["comparison"])
 
     @property
-    def cell(self) -> Cell:
-        return CELLS[self.name]
+    def comparison(self) -> Comparison:
+        return COMPARISONS[self.name]
 
     @property
     def complete(self) -> bool:
-        """Whether the cell had all of its images."""
-        return bool(self.document["n"] == self.cell.n)
+        """Whether the comparison had the reference network and all of its images."""
+        return bool(self.document["network"] == "reference" and self.document["n"] == self.comparison.n)
 
     @property
     def ratios(self) -> list[float]:
@@ -294,12 +305,12 @@ COLUMNS = ("attack", "peer", "n", "peer s", "native s", "first s", "ratio", "ran
 
 
 def verdicts(rows: list[Row]) -> list[str]:
-    """Say in a line each which aims are met, from the cells that had all of their images."""
+    """Say in a line each which aims are met, from the comparisons that were measured in full."""
     judged = [row for row in rows if row.complete]
     lines = [
-        f"{_met(row.ratio >= row.cell.aim)}: {row.name}, wanted {row.cell.aim:g} times as fast, got {_times(row.ratio)}"
+        f"{_met(row.ratio >= aim)}: {row.name}, wanted {aim:g} times as fast, got {_times(row.ratio)}"
         for row in judged
-        if row.cell.aim > 1
+        if (aim := row.comparison.aim) > 1
     ]
     aims: list[tuple[str, Callable[[Row], bool], Callable[[Row], str]]] = [
         ("slower than its peer", lambda row: row.ratio < 1, lambda row: f"ratio {_times(row.ratio)}"),
@@ -310,10 +321,11 @@ def verdicts(rows: list[Row]) -> list[str]:
             lambda row: f"{100 * row.weakness:.1f} points more robust",
         ),
     ]
-    for what, missed, figure in aims if judged else []:
-        found = [f"{row.name} ({figure(row)})" for row in judged if missed(row)]
-        lines.append(f"{_met(not found)}: no attack {what}{': ' if found else ''}{', '.join(found)}")
-    return [*lines, f"{len(judged)} of {len(CELLS)} cells measured in full, the others are not judged"]
+    for aim, missed, figure in aims if judged else []:
+        names = [f"{row.name} ({figure(row)})" for row in judged if missed(row)]
+        lines.append(f"{_met(not names)}: no attack {aim}{': ' if names else ''}{', '.join(names)}")
+    full = "on the reference network with all of their images"
+    return [*lines, f"{len(judged)} of {len(COMPARISONS)} comparisons measured {full}, the others are not judged"]
 
 
 def _times(ratio: float) -> str:
@@ -326,7 +338,7 @@ def _met(true: bool) -> str:
 
 def report(rows: list[Row], markdown: bool) -> None:
     """Print the table and what became of the aims."""
-    titles = sorted({row.document["machine"] for row in rows})
+    titles = sorted({f"{row.document['network']}, {row.document['machine']}" for row in rows})
     if markdown:
         print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
         for row in rows:
@@ -343,46 +355,66 @@ def report(rows: list[Row], markdown: bool) -> None:
 
 
 def documents(file: Path) -> list[Document]:
-    """Return the last document of every cell in a file that `--json` wrote, in the order of `CELLS`."""
+    """Return the last document of every comparison in a file that `--json` wrote, in the order of `COMPARISONS`."""
     read = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    last = {document["cell"]: document for document in read}
-    return [last[name] for name in CELLS if name in last]
+    last = {document["comparison"]: document for document in read}
+    return [last[name] for name in COMPARISONS if name in last]
 
 
-def main() -> None:
-    """Measure, or show what was measured."""
-    parser = common.arguments((__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="", help="run the cells whose name or peer contains this")
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = common.parser(__doc__)
+    common.add_network(parser)
+    parser.add_argument("--only", default="", help="run the comparisons whose name or peer contains this")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append every cell's runs, a document a line")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="append every comparison's runs, a document a line")
     parser.add_argument("--show", type=Path, metavar="FILE", help="measure nothing, show what --json wrote")
     parser.add_argument("--markdown", action="store_true", help="print the table for docs/speed.md")
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    """Measure, or show what was measured."""
+    parser = arguments()
     options = parser.parse_args()
     if options.one:
         logging.getLogger("auto-attack").setLevel(logging.ERROR)  # its advice to its users is not ours to print
         side, name = options.one
-        print(json.dumps((native if side == "native" else peer)(CELLS[name], options)))
+        print(json.dumps((native if side == "native" else peer)(COMPARISONS[name], options)))
         return
     if options.show:
-        report([Row(found) for found in documents(options.show) if _wanted(found["cell"], options)], options.markdown)
+        rows = [Row(document) for document in documents(options.show) if _wanted(document["comparison"], options)]
+        report(rows, options.markdown)
         return
-    names = [name for name in CELLS if _wanted(name, options)]
+    if options.quick:
+        options.n, options.repeats, options.threads, options.only = 16, 1, 1, options.only or "MI-FGSM"
+    names = [name for name in COMPARISONS if _wanted(name, options)]
     if not names or options.repeats < 1:
-        parser.error(f"expected --repeats >= 1 and --only to be part of one of: {'; '.join(CELLS)}")
+        parser.error(f"expected --repeats >= 1 and --only to be part of one of: {'; '.join(COMPARISONS)}")
+    common.find_network(options)
     rows = []
-    for name in names:
+    for name in common.steps(_installed(names)):
         rows.append(Row(measure(name, options)))
         if options.json:
             with options.json.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[-1].document) + "\n")
-    report(rows, options.markdown)
+    if rows:
+        report(rows, options.markdown)
+
+
+def _installed(names: list[str]) -> list[str]:
+    """Return the comparisons whose peer is installed; note the others."""
+    absent = sorted({COMPARISONS[name].peer for name in names if find_spec(COMPARISONS[name].peer) is None})
+    for library in absent:
+        common.note(f"skipped {library}: it is not installed, `pip install -e '.[backends]'` brings it")
+    return [name for name in names if COMPARISONS[name].peer not in absent]
 
 
 def _wanted(name: str, options: argparse.Namespace) -> bool:
-    return options.only.lower() in f"{name} {CELLS[name].peer}".lower()
+    return options.only.lower() in f"{name} {COMPARISONS[name].peer}".lower()
 
 
 if __name__ == "__main__":
-    main()
+    common.command_line(main)

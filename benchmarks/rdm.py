@@ -5,7 +5,6 @@ The loop takes two rows at a time and asks for each number by itself, as code in
 distance by `nn.PairwiseDistance`, cosine by `nn.CosineSimilarity`, correlation by `torch.corrcoef`, counts by sums.
 """
 
-import argparse
 import math
 import statistics
 import time
@@ -64,13 +63,15 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--neurons", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5, help="of the fast form; the loop runs once")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if options.quick:
+        options.batch, options.neurons, options.repeats = 16, 64, 1
     torch.set_num_threads(options.threads)
     shape = (options.steps, options.batch, options.neurons)
     spikes = (torch.rand(shape, generator=torch_generator("benchmark", "rdm")) < 0.3).float()
@@ -79,7 +80,7 @@ def main() -> None:
     for name in ("metric", "loop (ms)", "at once (ms)", "times faster", "largest difference"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     ratios = []
-    for metric in rdm.KNOWN:
+    for metric in common.steps(rdm.KNOWN):
         at_once(spikes, metric)
         fast = seconds(lambda m=metric: at_once(spikes, m), options.repeats)  # type: ignore[misc]
         slow = seconds(lambda m=metric: loop(spikes, m), 1)  # type: ignore[misc]
@@ -94,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command_line(main)

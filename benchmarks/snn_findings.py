@@ -12,14 +12,15 @@ Networks learn from one half of the train split and are judged on the other. Wha
 same command continues where an interrupted one stopped.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
+import common
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -97,7 +98,8 @@ def predict(setup: Setup, count: int, folder: Path) -> None:
 
     trained = f"trained:{setup.epochs}"
     rows = []
-    for i, genotype in enumerate(random_genotypes(setup, count, 0)):
+    genotypes = list(enumerate(random_genotypes(setup, count, 0)))
+    for i, genotype in common.steps(genotypes, lambda pair: f"prediction, genome {pair[0]}"):
         asked = asdict(setup) | {"genome": list(genotype.genome)}
         rows.append(kept(folder, f"random-{i}", asked, lambda g=genotype: scored(setup, g, f"{TERMS},{trained}", 0)))  # type: ignore[misc]
     accuracy = np.array([row[trained] for row in rows])
@@ -132,7 +134,7 @@ def evolve(setup: Setup, seeds: int, population: int, generations: int, folder: 
 
     budget = generations
     rows = []
-    for seed in range(seeds):
+    for seed in common.steps(range(seeds), lambda seed: f"evolution, seed {seed}"):
         asked = asdict(setup) | {"population": population, "generations": generations, "seed": seed}
         evolved = kept(folder, f"evolved-s{seed}", asked, lambda s=seed: best(s, generations))  # type: ignore[misc]
         drawn = kept(folder, f"drawn-s{seed}", asked, lambda s=seed: best(s, 1))  # type: ignore[misc]
@@ -177,7 +179,8 @@ def energy(setup: Setup, count: int, folder: Path) -> None:
     for name in ("", "accuracy, %", "spikes", "additions", "multiply-accumulates", "nJ"):
         table.add_column(name)
     rows: dict[str, list[list[float]]] = {"lif": [], "relu": []}
-    for i, genotype in enumerate(random_genotypes(setup, count, 1)):
+    genotypes = list(enumerate(random_genotypes(setup, count, 1)))
+    for i, genotype in common.steps(genotypes, lambda pair: f"energy, genome {pair[0]}"):
         for kind, found in rows.items():
             asked = asdict(setup) | {"genome": list(genotype.genome), "neurons": kind}
             row = kept(folder, f"energy-{i}-{kind}", asked, lambda g=genotype, k=kind: _trained(setup, g, k))  # type: ignore[misc]
@@ -204,7 +207,7 @@ def _trained(setup: Setup, genotype: Any, neurons: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/snn-findings"))
     parser.add_argument("--genomes", type=int, default=48, help="of the first question")
     parser.add_argument("--seeds", type=int, default=5)
@@ -214,7 +217,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=Setup.epochs)
     parser.add_argument("--only", choices=["predict", "evolve", "energy"], action="append")
     options = parser.parse_args()
-    setup = Setup(epochs=options.epochs)
+    if options.quick:
+        options.genomes, options.seeds, options.population, options.generations = 2, 2, 5, 2
+        options.networks, options.epochs, options.out = 1, 1, Path(mkdtemp())
+    setup = Setup(epochs=options.epochs, **({"channels": 2, "steps": 2} if options.quick else {}))
     asked = options.only or ["energy", "predict", "evolve"]
     if "energy" in asked:
         energy(setup, options.networks, options.out)
@@ -225,4 +231,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command_line(main)

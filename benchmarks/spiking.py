@@ -1,11 +1,10 @@
 """A spiking layer as a plain loop against those of snntorch and spikingjelly, and what tracing a network costs.
 
-python benchmarks/spiking.py [--steps 10] [--batch 32] [--repeats 5]
+python benchmarks/spiking.py [--steps 10] [--batch 32] [--repeats 5] [--quick]
 snntorch comes with the extra `snn`, spikingjelly with `pip install --no-deps spikingjelly loguru SciencePlots h5py`;
-one that is absent is left out.
+one that is absent is skipped.
 """
 
-import argparse
 import importlib.util
 import statistics
 import time
@@ -93,18 +92,22 @@ def median(work: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
+    if options.quick:
+        options.steps, options.batch, options.repeats = 2, 4, 1
     torch.set_num_threads(1)
     x = torch.rand(options.steps, options.batch, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     table = Table("layer", title=common.machine(1))
     for column in ("layer ms", "network ms"):
         table.add_column(column, justify="right")
-    for kind, module in ((Ours, "torch"), (Snntorch, "snntorch"), (Spikingjelly, "spikingjelly")):
+    layers = ((Ours, "torch"), (Snntorch, "snntorch"), (Spikingjelly, "spikingjelly"))
+    for kind, module in common.steps(layers, lambda layer: layer[0].__name__.lower()):
         if importlib.util.find_spec(module) is None:
+            common.note(f"skipped {module}: it is not installed")
             continue
         torch.manual_seed(0)
         layer, net = kind(), Small(kind)
@@ -130,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    common.command_line(main)

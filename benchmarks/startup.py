@@ -1,9 +1,8 @@
 """How long a person waits before anything happens: import, --help, and the main job.
 
-python benchmarks/startup.py [--repeats 5]
+python benchmarks/startup.py [--repeats 5] [--quick]
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -34,21 +33,26 @@ def seconds(command: list[str]) -> float:
         return time.perf_counter() - started
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> int:
+    parser = common.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
+    if options.quick:
+        options.repeats = 1
     table = Table("command", title=common.machine(os.cpu_count() or 1))
     for column in ("median s", "worst s", "limit s"):
         table.add_column(column, justify="right")
     late = False
-    for name, (command, limit) in COMMANDS.items():
+    for name in common.steps(COMMANDS):
+        command, limit = COMMANDS[name]
+        if options.quick and "eval" in command:
+            command = [*command, "--n-examples", "16", "--steps", "2"]
         runs = [seconds(command) for _ in range(options.repeats)]
         late |= statistics.median(runs) > limit
         table.add_row(name, f"{statistics.median(runs):.2f}", f"{max(runs):.2f}", f"{limit:.0f}")
     Console(width=100).print(table)
-    sys.exit(int(late))
+    return int(late and not options.quick)
 
 
 if __name__ == "__main__":
-    main()
+    common.command_line(main)

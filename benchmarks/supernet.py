@@ -1,6 +1,6 @@
 """How much faster a search step is when the operations of a cell share work, than operation by operation.
 
-python benchmarks/supernet.py [--repeats 5] [--threads 2] [--full]
+python benchmarks/supernet.py [--repeats 5] [--threads 2] [--full] [--quick]
 
 A step is one forward and one backward pass of a batch of 64 through the rules of the space of BioNAS-DARTS, C = 16:
 the published supernet of 8 cells on 8×8 images, one normal cell on maps of 32×32; with --full also that
@@ -9,7 +9,6 @@ supernet on 32×32 images. The ways take turns. "plain" is the sum over operatio
 gradients of each weight and of the alphas, against float64.
 """
 
-import argparse
 import copy
 import os
 import resource
@@ -31,7 +30,6 @@ from robustbench_bio.search.supernet.supernet import SearchCell, Supernet
 from robustbench_bio.zoo import catalog
 
 WAYS = ("fast", "plain", "plain, channels last")
-BATCH = 64
 
 
 class OneCell(Supernet):
@@ -97,9 +95,14 @@ def measured(run: Callable[[str], object], repeats: int) -> dict[str, tuple[list
     return found
 
 
+def _cells(layers: int) -> str:
+    return "1 cell" if layers == 1 else f"{layers} cells"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--full", action="store_true", help="also 8 cells on 32×32, minutes a step")
     options = parser.parse_args()
@@ -107,23 +110,25 @@ def main() -> None:
     table = Table("network", "way", title=common.machine(options.threads))
     for column in ("median s", "min s", "max s", "processor s", "of fast", "error median, max"):
         table.add_column(column, justify="right")
-    for side, layers in ((8, 8), (32, 1), *([(32, 8)] if options.full else [])):
+    networks = [(8, 8), (32, 1), *([(32, 8)] if options.full else [])]
+    if options.quick:
+        networks, options.repeats, options.batch, options.threads = [(8, 1)], 1, 2, 1
+    for side, layers in common.steps(networks, lambda network: f"{network[0]}×{network[0]}, {_cells(network[1])}"):
         net = network(side, layers)
-        x = torch.rand(BATCH, 3, side, side, generator=torch_generator(0, "x"))
-        y = torch.randint(10, (BATCH,), generator=torch_generator(0, "y"))
+        x = torch.rand(options.batch, 3, side, side, generator=torch_generator(0, "x"))
+        y = torch.randint(10, (options.batch,), generator=torch_generator(0, "y"))
         found = measured(step(net, x, y), options.repeats)
         wrong = errors(net, x, y)
         base = statistics.median(found["fast"][0])
         for way, (wall, cpu) in found.items():
             median = statistics.median(wall)
             numbers = (median, min(wall), max(wall), statistics.median(cpu), median / base)
-            cells = "1 cell" if layers == 1 else f"{layers} cells"
             rounding = "{:.0e}, {:.0e}".format(*wrong[way])
-            table.add_row(f"{side}×{side}, {cells}", way, *(f"{n:.2f}" for n in numbers), rounding)
+            table.add_row(f"{side}×{side}, {_cells(layers)}", way, *(f"{n:.2f}" for n in numbers), rounding)
     console = Console(width=120)
     console.print(table)
     console.print(f"largest memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
 
 
 if __name__ == "__main__":
-    main()
+    common.command_line(main)

@@ -1,4 +1,4 @@
-"""Fixtures for real data, which some machines lack, and a home of its own for every test."""
+"""One thread for all tests, a home of its own for each, and fixtures for real data, which some machines lack."""
 
 import os
 from collections.abc import Iterator
@@ -11,6 +11,12 @@ import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Hold torch to one thread: tiny tensors are slower on several, and pytest-xdist fills the cores."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +61,5 @@ def trained_card(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entry = TrainedNet(recipe=Recipe(epochs=2, batch_size=32), seed=3)
     net = {"name": "mlp", "hidden": [32]}
     card = ModelCard(id="tiny-fa", title="Tiny", rule="fa", net=net, datasets={"digits": entry})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        run = runs.train_card(card, "digits", tmp_path_factory.mktemp("tiny"))
-    finally:
-        torch.set_num_threads(threads)
+    run = runs.train_card(card, "digits", tmp_path_factory.mktemp("tiny"))
     return run.folder / "tiny-fa.toml"

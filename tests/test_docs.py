@@ -79,11 +79,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     ATTACKS.names()  # reads the folder first
-    attacks, modules, threads = dict(ATTACKS._members), set(sys.modules), torch.get_num_threads()
-    torch.set_num_threads(1)
+    attacks, modules = dict(ATTACKS._members), set(sys.modules)
     with torch.random.fork_rng():
         yield tmp_path
-    torch.set_num_threads(threads)
     ATTACKS._members.clear()
     ATTACKS._members.update(attacks)
     for path in tmp_path.glob("*.py"):

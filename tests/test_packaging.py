@@ -85,7 +85,7 @@ def test_the_wheel_says_what_it_is(unpacked: Path) -> None:
 def test_an_unpacked_wheel_finds_its_models_from_anywhere(unpacked: Path, tmp_path: Path) -> None:
     code = (
         "import json, robustbench_bio\n"
-        "from robustbench_bio import catalog\n"
+        "from robustbench_bio.zoo import catalog\n"
         "print(json.dumps([robustbench_bio.__file__, str(catalog.data_folder('models')), catalog.model_ids(),"
         " catalog.genotype_names(), catalog.preset_names(), catalog.card('bionas-darts').id]))"
     )

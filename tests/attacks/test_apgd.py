@@ -25,14 +25,6 @@ from robustbench_bio.records.threat import Norm, Threat
 NAMES: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Recorded(nn.Module):
     """A smooth network that remembers what it was asked while gradients were on."""
 

@@ -27,14 +27,6 @@ DUAL: dict[Norm, float] = {"linf": 1, "l2": 2, "l1": math.inf}
 NAMES: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def rand(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch_generator("fab", *shape), dtype=torch.float64)
 

@@ -1,7 +1,6 @@
 """The one-pixel attack: its draws and pixels, a planted backdoor, and robust accuracy beside torchattacks."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,6 @@ from robustbench_bio.core.stats import wilson
 from robustbench_bio.datasets import load_examples
 from robustbench_bio.nets import Inputs, build
 from robustbench_bio.records.threat import Threat
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Backdoor(nn.Module):

@@ -1,6 +1,5 @@
 """Momentum, noise and transfer beside closed forms, torchattacks and the attacks that they are made of."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ from robustbench_bio.evaluation.evaluate import evaluate
 from robustbench_bio.nets import Inputs, build
 from robustbench_bio.records.threat import Norm, Threat
 from robustbench_bio.zoo.loading import load_model, source_network
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Smooth(nn.Module):

@@ -1,6 +1,5 @@
 """Square Attack: the reference's schedule, windows and walk; its own promises; robust accuracy beside peers."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,6 @@ from robustbench_bio.core.stats import wilson
 from robustbench_bio.datasets import load_examples
 from robustbench_bio.nets import Inputs, build
 from robustbench_bio.records.threat import Norm, Threat
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Recorded(nn.Module):

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -44,14 +44,6 @@ class Centroids(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = x.flatten(1).double() @ self.means.T - self.means.square().sum(1) / 2
         return self.bend(self.scale * z.float())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -30,14 +30,6 @@ RELEASED = GenomeCode(SPACE, 6, "released")
 STATIC, EVENTS = reduction_cells(6, "direct"), reduction_cells(6, "frames")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def genomes(code: GenomeCode, count: int, seed: int = 0) -> list[Genome]:
     draws = np.random.default_rng(seed).integers(code.lower, np.array(code.upper) + 1, (count, code.length))
     return [tuple(int(gene) for gene in row) for row in draws]

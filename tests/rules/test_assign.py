@@ -1,7 +1,7 @@
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -24,15 +24,6 @@ ALL = (*FEEDBACK, "dfa", *LOCAL, "pc")
 PER_LAYER = tuple(rule for rule in ALL if rule != "pc")
 INPUTS = Inputs((2, 8, 8), 3, (0.4, 0.5), (0.2, 0.3))
 LABELS = torch.tensor([0, 2, 1, 2, 1])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def images(seed: int = 0) -> Tensor:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
@@ -13,15 +12,6 @@ from robustbench_bio.rules.dfa import DirectFeedbackAlignment
 
 STOP = RuleOptions(dfa_pass="stop")  # noqa: S106
 LABELS = torch.tensor([0, 2, 1, 2])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

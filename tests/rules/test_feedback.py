@@ -20,15 +20,6 @@ FEEDBACK = ("bp", "fa", "usf", "frsf", "brsf")
 SIGNED = ("usf", "frsf", "brsf")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch_generator(seed, "feedback test"), dtype=torch.float64)
 

@@ -41,14 +41,6 @@ RANDOM = RandomSearch(candidates=3, epochs=1, batch_size=10)
 EVOLUTION = Evolution(candidates=7, population=3, sample=2, offspring=2, epochs=1, batch_size=10)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def cells(genotype: Genotype) -> tuple[Any, Any]:
     return genotype.normal, genotype.reduce
 

@@ -4,12 +4,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.image
 import numpy as np
 import pytest
-import torch
 
 from robustbench_bio.cli import app as cli
 from robustbench_bio.records.genotype import Genotype
@@ -59,14 +58,6 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         return Said(code if isinstance(code, int) else 0, *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +138,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-SLOW = ("eg-nas", "evolution", "random")
-
-
-@pytest.mark.parametrize(
-    "engine", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAST]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", FAST)
 def test_every_engine_leaves_a_genotype_that_train_takes(engine: str, call: Call, few: Path, tmp_path: Path) -> None:
     folder = tmp_path / "found"
     command = ["search", "--space", "tiny.toml", "--engine", engine, "--data-file", few, "--out", folder, *FAST[engine]]
@@ -213,7 +200,10 @@ def test_spaces_and_engines_are_listed_and_shown(call: Call) -> None:
 def test_a_search_that_is_killed_continues_to_the_same_genotype(few: Path, tmp_path: Path) -> None:
     space = tmp_path / "tiny.toml"
     space.write_text(SPACE)
-    code = "from robustbench_bio import cli, train; train.CHECKPOINT_SECONDS = -1.0; cli.main()"
+    code = (
+        "from robustbench_bio import cli; from robustbench_bio.training import loop\n"
+        "loop.CHECKPOINT_SECONDS = -1.0; cli.main()"
+    )
 
     def command(folder: str) -> list[str]:
         options = ["--data-file", str(few), "--channels", "2", "--layers", "3", "--epochs", "12", "--json"]

@@ -43,14 +43,6 @@ def engine(**changes: Any) -> Darts:
     return Darts(**({"epochs": 2, "batch_size": 8, "alpha_lr": 0.01} | changes))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Toy:
     """Two edges of three smooth operations each, and a linear classifier, in float64."""
 

@@ -54,14 +54,6 @@ class Watched(Executor):
         self.jobs.clear()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_evolve_finds_the_optimum_of_a_quadratic() -> None:
     goal = np.linspace(-2, 2, 20)
     scale = np.linspace(1, 30, 20)
@@ -202,6 +194,7 @@ def stop_at(step: int) -> Callable[[int, int, str], None]:
     return progress
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_alphas_also_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = engine().search(task(checkpoint=tmp_path / "whole"))
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)

@@ -66,13 +66,20 @@ JOBS = [3, 1, 4, 1, 5]
 SQUARES = {0: 9.0, 1: 1.0, 2: 16.0, 3: 1.0, 4: 25.0}
 
 
+@pytest.fixture
+def _two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("_two_threads")
 def test_one_worker_is_this_process_with_one_thread() -> None:
-    before = torch.get_num_threads()
     found = list(Local().scores(Square(), JOBS))
     assert values(found) == SQUARES
     assert {scores["pid"] for _, scores in found} == {os.getpid()}
     assert {scores["threads"] for _, scores in found} == {1.0}
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
 
 
 def test_the_same_work_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,13 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
 import numpy as np
 import pytest
-import torch
 
 from robustbench_bio.cli import app as cli
 from robustbench_bio.core.errors import UserError
@@ -30,14 +29,6 @@ SPACE = catalog.space("mse-nas")
 assert isinstance(SPACE, MotifSpace)
 DIGITS = Inputs((1, 8, 8), 10, (0.3,), (0.4,))
 STATIC = reduction_cells(6, "direct")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- fitness ----------------------------------------------------------------------------------------------------
@@ -158,7 +149,7 @@ def stop_at(step: int) -> Callable[[int, int, str], None]:
     return progress
 
 
-@pytest.mark.parametrize("algorithm", ["ga", "nsga2"])
+@pytest.mark.parametrize("algorithm", ["ga", pytest.param("nsga2", marks=pytest.mark.slow)])
 def test_a_killed_search_continues_to_the_same_genotype(
     algorithm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, global_rng_untouched: None
 ) -> None:

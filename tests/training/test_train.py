@@ -29,14 +29,6 @@ CNN: dict[str, Any] = {"name": "cnn", "widths": [4, 6]}
 PGD = Adversary(eps=0.1, steps=2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits() -> Examples:
     return load_examples("digits", "train", 64)
@@ -90,7 +82,9 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in {"auxiliary", "drop path"} else ()) for case in CASES]
+)
 def test_an_interrupted_training_continues_to_the_same_weights(
     case: str, digits: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,5 @@
 import copy
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -21,15 +20,6 @@ from robustbench_bio.zoo.measures import alignment, angle, gradient_angles, grad
 
 INPUTS = Inputs((1, 4, 4), 3, (0.375,), (0.5,))
 Array = NDArray[np.float64]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny tensors are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def made(kind: str, rule: str, *, inputs: Inputs = INPUTS, options: RuleOptions | None = None, **params: object) -> Net:
