@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from robustbench_bio.attacks import Attack, WhiteBoxModel, make, rules_of
-from robustbench_bio.attacks.access.mean_prediction import TOLERANCE, drawing
+from robustbench_bio.attacks.access.mean_prediction import TOLERANCE, seeded_by_input
 from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped
 from robustbench_bio.attacks.access.trace import Untraceable, laid_out, trace
 from robustbench_bio.attacks.access.white_box import slope
@@ -50,7 +50,7 @@ class Checks:
     ) -> None:  # fmt: skip
         self.model, self.judged, self.x, self.y, self.logits, self.threat = model, judged, x, y, logits, threat
         self.steps, self.queries, self.seed, self.votes = steps, queries, seed, votes
-        self.exact = WhiteBoxModel(model, str(gradient), votes=votes, seed=seed)
+        self.exact = WhiteBoxModel(model, str(gradient), draws=votes, seed=seed)
         self.kind = str(gradient) if gradient.surrogate else "exact"
         self.gradient = self.exact.gradient(x, y, cross_entropy).gradient
         self.stands = self.survivors(self.exact, PGD(steps=steps))
@@ -173,7 +173,7 @@ class Checks:
     def best_white_box(self) -> list[bool]:
         """Return what stands under PGD, APGD-CE and APGD-DLR; with surrogates, through each of `ATTACKED_BY` too."""
         others = [kind for kind in ATTACKED_BY if kind != self.kind] if self.exact.kind.surrogate else []
-        white_boxes = [WhiteBoxModel(self.model, kind, votes=self.votes, seed=self.seed) for kind in others]
+        white_boxes = [WhiteBoxModel(self.model, kind, draws=self.votes, seed=self.seed) for kind in others]
         white = self.stands
         for white_box in white_boxes:
             white = _and(white, self.survivors(white_box, PGD(steps=self.steps)))
@@ -238,7 +238,7 @@ class Checks:
 
     def surrogate_beats_exact(self) -> Check:
         soft = self.survivors(
-            WhiteBoxModel(self.model, SURROGATE, votes=self.votes, seed=self.seed), PGD(steps=self.steps)
+            WhiteBoxModel(self.model, SURROGATE, draws=self.votes, seed=self.seed), PGD(steps=self.steps)
         )
         names = "PGD through the exact gradient", f"through {SURROGATE}"
         return compare("surrogate-beats-exact", self.stands, soft, *names, "masked")
@@ -273,7 +273,7 @@ def finite_difference_error(model: nn.Module, x: Tensor, y: Tensor, seed: int = 
     step = 1e-6
 
     def loss(point: Tensor) -> Tensor:
-        with drawing("differences", seed, x=x):
+        with seeded_by_input("differences", seed, x=x):
             return cross_entropy(forward(point), y)
 
     with torch.enable_grad():

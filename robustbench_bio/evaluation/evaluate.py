@@ -121,7 +121,7 @@ def evaluate(
         found = store.get(spec)
         if found is not None:
             return found
-    white_box = WhiteBoxModel(model, spec.gradient, spec.precision, votes=votes, seed=seed)
+    white_box = WhiteBoxModel(model, spec.gradient, spec.precision, draws=votes, seed=seed)
     judged = MeanPrediction(model, votes, seed, "judge") if votes > 1 else model
     if store is not None:
         store.check_writable()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from robustbench_bio.attacks.access.mean_prediction import drawing
+from robustbench_bio.attacks.access.mean_prediction import seeded_by_input
 
 _aten = torch.ops.aten
 _Mode = Literal["fake", "symbolic"]
@@ -50,9 +50,9 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     Raises:
         Untraceable: control flow depends on the data, or the graph gives other logits than the model.
     """
-    found = _cache.get(model)
-    if found is not None and found[0] == _state(model, x) and _agrees(model, found[1], x):
-        return found[1]
+    state, cached = _cache.get(model, (None, None))
+    if cached is not None and state == _state(model, x) and _agrees(model, cached, x):
+        return cached
     graph = _record(model, x)
     _fold_norms(graph)
     _trim_kernels(graph)
@@ -70,10 +70,10 @@ _cache: "weakref.WeakKeyDictionary[nn.Module, tuple[object, fx.GraphModule]]" = 
 @torch.no_grad()
 def _agrees(model: nn.Module, graph: fx.GraphModule, x: Tensor) -> bool:
     # A random network agrees with its trace if both make the same of the same draws.
-    with drawing("trace", x=x):
+    with seeded_by_input("trace", x=x):
         expected = model(x)
     try:
-        with drawing("trace", x=x):
+        with seeded_by_input("trace", x=x):
             got = graph(laid_out(graph, x))
     except (RuntimeError, IndexError):  # a size that the graph holds as a number, and that another batch does not have
         return False
@@ -89,7 +89,7 @@ def _state(model: nn.Module, x: Tensor) -> object:
 
 
 def _record(model: nn.Module, x: Tensor) -> fx.GraphModule:
-    graph = next(filter(lambda found: _agrees(model, found, x), _records(model, x)), None)
+    graph = next((record for record in _records(model, x) if _agrees(model, record, x)), None)
     if graph is None:
         raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
     # Constants of the graph are the model's own parameters and buffers: copies, so that folding leaves those alone.
@@ -113,7 +113,7 @@ def _records(model: nn.Module, x: Tensor) -> Iterator[fx.GraphModule]:
 
 def _recorded(model: nn.Module, probe: Tensor, x: Tensor, mode: _Mode) -> fx.GraphModule:
     try:
-        with torch.no_grad(), drawing("trace", x=x):
+        with torch.no_grad(), seeded_by_input("trace", x=x):
             graph = make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(probe)
     except Exception as error:  # noqa: BLE001  (whatever the user's code raises inside a trace)
         raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
