@@ -98,6 +98,7 @@ class _AutoPGD(Attack):
                 ball=None if last else ball,
                 fresh=False,
             )
+            assert part.fooled is not None  # noqa: S101
             x_adv[active], fooled[active] = part.x_adv, part.fooled
             queries[active] += part.queries
             steps[active] += part.steps
@@ -110,9 +111,9 @@ class _AutoPGD(Attack):
 def _best_of(proposal: Proposal, k: int) -> Proposal:
     """Return the first success of k runs on each example, else their last try; all have cost queries and steps."""
     assert proposal.fooled is not None  # noqa: S101
-    x_adv, queries, steps, fooled = (part.unflatten(0, (k, -1)) for part in proposal if part is not None)
-    rows = torch.arange(x_adv.shape[1], device=x_adv.device)
-    return Proposal(x_adv[first_success(fooled), rows], queries.sum(0), steps.sum(0), fooled.any(0))
+    fooled, n = proposal.fooled.view(k, -1), len(proposal.fooled) // k
+    x_adv = proposal.x_adv[first_success(fooled) * n + torch.arange(n, device=fooled.device)]
+    return Proposal(x_adv, proposal.queries.view(k, n).sum(0), proposal.steps.view(k, n).sum(0), fooled.any(0))
 
 
 @final

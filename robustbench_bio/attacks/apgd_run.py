@@ -12,7 +12,7 @@ from robustbench_bio.attacks.base import Proposal
 from robustbench_bio.attacks.runs import Runs, same_example
 from robustbench_bio.records.threat import Norm, Threat
 
-#: Share of a new step in the next move; the rest repeats the move before.
+#: Share of a new step in the next move; the rest repeats the move before (the paper's alpha).
 MOMENTUM = 0.75
 
 
@@ -21,6 +21,7 @@ def checkpoints(steps: int, norm: Norm) -> dict[int, int]:
 
     The gaps are 0.22, 0.19, 0.16 … of all steps, at least 0.06 (Croce & Hein 2020, sec. 3.1); for l1 all are 0.04.
     """
+    # The l1 step size changes by small factors and in both directions, so that it is looked at often.
     gap, shrink, least = (0.04, 0.0, 0.04) if norm == "l1" else (0.22, 0.03, 0.06)
     length, smallest = max(int(gap * steps), 1), max(int(least * steps), 1)
     shorter = max(int(shrink * steps), 1) if shrink else 0
@@ -109,6 +110,7 @@ class _DenseIterates(_Iterates):
 
     def observe(self, gradient: Tensor, loss: Tensor) -> None:
         super().observe(gradient, loss)
+        # The start is no step: its loss is what the first checkpoint compares with, and can be no rise.
         if self.moved:
             self.rises = self.rises + (loss > self.loss)
             self.loss = loss
@@ -117,6 +119,7 @@ class _DenseIterates(_Iterates):
 
     def step(self) -> None:
         point = self.step_along(self.ball.steepest(self.gradient))
+        # Momentum extends the projected step beyond the ball again: a second projection takes it back.
         if self.moved:
             point = self.point + MOMENTUM * (point - self.point) + (1 - MOMENTUM) * (self.point - self.before)
             point = self.ball.project(self.x, point)
@@ -227,6 +230,7 @@ def run_apgd(
         if early_exit:
             wrong, asked = model.confirm(iterates.point, y[active], logits)
             queries[active] += asked
+            # In a ball that is larger than the threat's, a point that fools the network need not be legal.
             if ball is not None:
                 wrong &= threat.contains(iterates.x, iterates.point)
             if wrong.any():
@@ -236,7 +240,9 @@ def run_apgd(
                 iterates.keep(on)
         if len(active) == 0:
             break
+        # `gradient` returns no loss, but its value follows from the logits without another pass.
         iterates.observe(gradient, loss(logits, against[active]))
+        # After the step has been observed, so that a return to the best point may return to this one.
         if step in gaps:
             iterates.adapt_step_size(gaps[step])
     x_adv[active] = iterates.best

@@ -89,13 +89,12 @@ class _Nearest:
 
     def merge(self, rows: Tensor, runs: "_Nearest", k: int) -> None:
         """Take over what k runs on each of some examples have found, all first runs before all second ones."""
-        points, sizes, queries, steps = (
-            part.unflatten(0, (k, -1)) for part in (runs.point, runs.size, runs.queries, runs.steps)
-        )
-        smallest, run = sizes.min(0)
-        self.record(rows, points[run, torch.arange(len(rows), device=rows.device)], smallest, smallest.isfinite())
-        self.queries[rows] += queries.sum(0)
-        self.steps[rows] += steps.sum(0)
+        n = len(rows)
+        smallest, run = runs.size.view(k, n).min(0)
+        point = runs.point.view(k, n, *runs.point.shape[1:])[run, torch.arange(n, device=rows.device)]
+        self.record(rows, point, smallest, smallest.isfinite())
+        self.queries[rows] += runs.queries.view(k, n).sum(0)
+        self.steps[rows] += runs.steps.view(k, n).sum(0)
 
 
 @dataclass(frozen=True, kw_only=True)

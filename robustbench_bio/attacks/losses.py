@@ -58,6 +58,7 @@ def label_target_pairs(y: Tensor, targets: Tensor) -> Tensor:
 
 
 def _with_enough_classes(model: WhiteBoxModel, ratio: AttackLoss, difference: AttackLoss, needed: int) -> AttackLoss:
+    # Decided at each call: how many classes there are is known from logits only, and asking would cost a query.
     def loss(logits: Tensor, against: Tensor) -> Tensor:
         classes = logits.shape[1]
         if classes >= needed:

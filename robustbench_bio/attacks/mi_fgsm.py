@@ -54,7 +54,14 @@ class MIFGSM(Attack):
             momentum[rows] = self.decay * momentum[rows] + gradient / length
             return threat.steepest(momentum[rows])
 
-        size, early_exit = self.step_at(threat.eps), self.early_exit
         return ascend(
-            model, x, y, threat, x, steps=self.steps, step_size=size, early_exit=early_exit, direction=direction
+            model,
+            x,
+            y,
+            threat,
+            start=x,
+            steps=self.steps,
+            step_size=self.step_at(threat.eps),
+            early_exit=self.early_exit,
+            direction=direction,
         )

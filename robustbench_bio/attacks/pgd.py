@@ -115,7 +115,6 @@ class PGD(Attack):
             start = x[rows]
             if self.random_start:
                 start = threat.random_start(start, rng.take(rows).child(str(restart)))
-            step_size = self.step_at(threat.eps)
             return ascend(
                 model,
                 x[rows],
@@ -123,7 +122,7 @@ class PGD(Attack):
                 threat,
                 start,
                 steps=self.steps,
-                step_size=step_size,
+                step_size=self.step_at(threat.eps),
                 early_exit=self.early_exit,
             )
 

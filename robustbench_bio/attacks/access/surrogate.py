@@ -87,6 +87,7 @@ def _with_surrogate(module: fx.GraphModule, node: fx.Node, derivative: Callable[
     side = _COMPARISONS[node.target]
 
     def step(u: Tensor, threshold: Any, hard: Tensor) -> Any:
+        # Only u - threshold decides the answer, so that a threshold that is learnt or adapts has a slope as well.
         away = u - threshold
         return _Step.apply(away, hard.to(away), lambda v: side * derivative(v))
 

@@ -53,12 +53,10 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     state, cached = _cache.get(model, (None, None))
     if cached is not None and state == _state(model, x) and _agrees(model, cached, x):
         return cached
-    graph = _record(model, x)
-    _fold_norms(graph)
-    _trim_kernels(graph)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    if not _agrees(model, graph, x):
+    graph = next((record for record in _records(model, x) if _agrees(model, record, x)), None)
+    if graph is not None:
+        _simplify(graph)
+    if graph is None or not _agrees(model, graph, x):
         raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
     _cache[model] = (_state(model, x), graph)
     return graph
@@ -88,14 +86,14 @@ def _state(model: nn.Module, x: Tensor) -> object:
     return x.shape[1:], x.dtype, x.device, [(t.data_ptr(), t._version) for t in tensors]
 
 
-def _record(model: nn.Module, x: Tensor) -> fx.GraphModule:
-    graph = next((record for record in _records(model, x) if _agrees(model, record, x)), None)
-    if graph is None:
-        raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
+def _simplify(graph: fx.GraphModule) -> None:
     # Constants of the graph are the model's own parameters and buffers: copies, so that folding leaves those alone.
     for name, value in [*graph.named_parameters(), *graph.named_buffers()]:
         _set(graph, name, value)
-    return graph
+    _fold_norms(graph)
+    _trim_kernels(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
 
 
 def _records(model: nn.Module, x: Tensor) -> Iterator[fx.GraphModule]:
@@ -157,6 +155,7 @@ def laid_out(module: nn.Module, x: Tensor) -> Tensor:
 
 def _set(graph: fx.GraphModule, name: str, value: Tensor) -> None:
     value = value.detach().clone()
+    # Kernels in the order of the inputs (`laid_out`): otherwise every pass would turn one of them around.
     if value.ndim == 4:
         value = value.contiguous(memory_format=torch.channels_last)
     if hasattr(graph, name):
@@ -172,6 +171,7 @@ def _fold_norms(module: fx.GraphModule) -> None:
         x, weight, bias, mean, variance, *_, eps = node.args
         if any(n is not None and n.op != "get_attr" for n in (weight, bias, mean, variance)):
             continue
+        # In float64, so that the folded weights are rounded once and stay as near to the network as float32 allows.
         scale = 1 / torch.sqrt(_value(module, variance).double() + eps)
         if weight is not None:
             scale = scale * _value(module, weight).double()
@@ -188,7 +188,7 @@ def _into_convolution(
 ) -> fx.Node | None:
     """Give the convolution `x` the weights that also do what `norm` does; None if somebody else sees its output."""
     if x.target != _aten.convolution.default or x.args[6]:
-        return None
+        return None  # a transposed one has its output channels on another axis
     if any(use is not norm and use.target != _aten.sym_size.int for use in x.users):
         return None
     weight, bias = x.args[1], x.args[2]
@@ -246,6 +246,7 @@ def _multiply_add(module: fx.GraphModule, x: fx.Node, norm: fx.Node, scale: Tens
         _set(module, f"{name}_{i}", value.view(1, -1, *[1] * (ndim - 2)).to(dtype))
     with module.graph.inserting_before(norm):
         a, b = module.graph.get_attr(f"scale_{i}"), module.graph.get_attr(f"shift_{i}")
+        # One operation instead of two: small networks spend their time on calls, not on sums.
         scaled = module.graph.call_function(_aten.addcmul.default, (b, x, a))
     scaled.meta["val"] = x.meta["val"]
     return scaled

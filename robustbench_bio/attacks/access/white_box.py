@@ -132,6 +132,7 @@ class WhiteBoxModel:
         """Return `fooled`, with the network's own answer where it is doubtful."""
         if not doubtful.any():
             return fooled
+        # Only these rows: a second forward pass for all at each step would add a third to the cost of an attack.
         rows = doubtful.nonzero().flatten()
         return fooled.index_put((rows,), self.logits(x[rows]).argmax(1) != y[rows])
 
@@ -166,14 +167,16 @@ class WhiteBoxModel:
 
         if self.kind.source == "rule":
             assert self._rules is not None  # noqa: S101
+            # The rules own this backward pass: the trace, which has none of them, cannot stand in for the network.
             with _frozen(self.model), self._autocast(x.device):
-                gradient, logits = self._rules.input_gradient(self.model, x, per_example)
-            return InputGradient(gradient.float(), logits.float())
+                of_rules = self._rules.input_gradient(self.model, x, per_example)
+            return InputGradient(of_rules.gradient.float(), of_rules.logits.float())
         with torch.enable_grad():
             forward = self._differentiable(x)
             x = laid_out(forward, x.detach()).requires_grad_(True)
             logits = forward(x.bfloat16() if self._half else x)
             gradient = slope(per_example(logits).sum(), x)
+        # Only of a trace is a missing path the network's own doing: a module's backward pass may just have cut it.
         if gradient is None and self._graph is not None:
             self.notice(NO_SLOPE)
         return InputGradient(torch.zeros_like(x) if gradient is None else gradient, logits.detach().float())

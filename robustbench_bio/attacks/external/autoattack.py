@@ -29,7 +29,7 @@ class _Warnings(logging.Handler):
 
 
 @contextlib.contextmanager
-def _heard(job: Job) -> Iterator[None]:
+def _warnings_as_notices(job: Job) -> Iterator[None]:
     """Turn the library's warnings into notices of the result."""
     handler, before = _Warnings(job.notice), _LOG.propagate
     _LOG.addHandler(handler)
@@ -41,9 +41,9 @@ def _heard(job: Job) -> Iterator[None]:
         _LOG.propagate = before
 
 
-def _hearing(job: Job, attack: Callable[[Tensor, Tensor], Any]) -> Perturb:
+def _with_notices(job: Job, attack: Callable[[Tensor, Tensor], Any]) -> Perturb:
     def perturb(x: Tensor, y: Tensor) -> Tensor:
-        with _heard(job):
+        with _warnings_as_notices(job):
             x_adv: Tensor = attack(x, y)
         return x_adv
 
@@ -65,7 +65,8 @@ def _logged(job: Job) -> dict[str, Any]:
 def _apgd(job: Job, loss: str) -> Perturb:
     from pyautoattack.autopgd_base import APGDAttack
 
-    return _hearing(job, APGDAttack(job.net, loss=loss, rho=job.attack.rho, **_logged(job), **_budget(job)).perturb)
+    attack = APGDAttack(job.net, loss=loss, rho=job.attack.rho, **_logged(job), **_budget(job))
+    return _with_notices(job, attack.perturb)
 
 
 def _apgd_ce(job: Job) -> Perturb:
@@ -80,7 +81,7 @@ def _apgd_t(job: Job) -> Perturb:
     from pyautoattack.autopgd_base import APGDAttack_targeted
 
     options = {"rho": job.attack.rho, "n_target_classes": job.targets(job.attack.targets)}
-    return _hearing(job, APGDAttack_targeted(job.net, **options, **_logged(job), **_budget(job)).perturb)
+    return _with_notices(job, APGDAttack_targeted(job.net, **options, **_logged(job), **_budget(job)).perturb)
 
 
 def _fab_t(job: Job) -> Perturb:
@@ -89,7 +90,7 @@ def _fab_t(job: Job) -> Perturb:
     ours, classes = job.attack, job.targets(job.attack.targets)
     biases = {"alpha_max": ours.alpha_max, "eta": ours.eta, "beta": ours.beta}
     attack = FABAttack_PT(job.net, targeted=True, n_target_classes=classes, **biases, **_budget(job))
-    return _hearing(job, attack.perturb)
+    return _with_notices(job, attack.perturb)
 
 
 def _square(job: Job) -> Perturb:
@@ -97,7 +98,7 @@ def _square(job: Job) -> Perturb:
 
     ours = job.attack
     budget = {"n_queries": ours.queries - 1, "n_restarts": ours.restarts}  # its first point is one query more
-    return _hearing(job, SquareAttack(job.net, p_init=ours.p_init, **budget, **_shared(job)).perturb)
+    return _with_notices(job, SquareAttack(job.net, p_init=ours.p_init, **budget, **_shared(job)).perturb)
 
 
 def _autoattack(job: Job) -> Perturb:
@@ -115,7 +116,7 @@ def _autoattack(job: Job) -> Perturb:
     attack.apgd_targeted = APGDAttack_targeted(job.net, n_target_classes=targets, **_logged(job), **steps)
     attack.fab = FABAttack_PT(job.net, n_target_classes=job.targets(9), **steps)
     attack.square.n_queries = ours.queries
-    return _hearing(job, lambda x, y: attack.run_standard_evaluation(x, y, batch_size=len(x))[0])
+    return _with_notices(job, lambda x, y: attack.run_standard_evaluation(x, y, batch_size=len(x))[0])
 
 
 BACKENDS.register("autoattack")(

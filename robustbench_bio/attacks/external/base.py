@@ -189,7 +189,7 @@ class Peer(Attack):
         seed = _seed(rng.seed, rng.ids[0])
         x = x.detach().contiguous(memory_format=torch.contiguous_format)
         run = self._build(model, net, threat, x, seed)
-        with self._rules(model), _contained(model.model, seed), torch.enable_grad():
+        with self._rules(model), _isolated(model.model, seed), torch.enable_grad():
             x_adv = run(x.clone(), y.clone()).detach()
         if net.differentiated and model.kind.source == "exact":
             self._notice(model, "trusts the network's own backward pass")
@@ -272,7 +272,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _contained(net: nn.Module, seed: int) -> Iterator[None]:
+def _isolated(net: nn.Module, seed: int) -> Iterator[None]:
     """Seed the global generators for the block, and leave behind no trace of a library that ran in it."""
     modes = [(module, module.training) for module in net.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in net.parameters()]

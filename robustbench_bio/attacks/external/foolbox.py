@@ -8,7 +8,7 @@ from robustbench_bio.records.threat import Norm
 _NAMES: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
 _NORMS: frozenset[Norm] = frozenset(_NAMES)
 
-#: Its loops walk to the end and return the last point.
+#: Its loops make all steps and return the last point.
 _LAST_POINT = {"early_exit": False}
 
 
