@@ -195,7 +195,7 @@ def test_adding_names_things_that_are_there() -> None:
     text = ADDING.read_text()
     for path, names in {
         "nets/surrogates.py": ["SURROGATES"],
-        "attacks/external/base.py": ["Backend", "Cell", "Job", "fixed"],
+        "attacks/external/base.py": ["Backend", "PeerAttack", "Job", "fixed"],
         "rules/base.py": ["Rule"],
         "rules/feedback.py": ["FeedbackRule"],
         "rules/hebbian.py": ["Hebbian"],

@@ -1,14 +1,14 @@
 """AutoAttack: four attacks that fail in different ways, one after the other."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.losses import notice
+from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, in_turn
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
 
@@ -20,8 +20,8 @@ class AutoAttack(Attack):
     """The standard ensemble of AutoAttack, worst case per example (Croce & Hein 2020, arXiv:2003.01690, sec. 6).
 
     apgd-ce, apgd-t, fab-t and square in this order and with the published settings (for l1 five restarts of
-    apgd-ce and five targets of apgd-t: Croce & Hein 2021, arXiv:2103.01208), each for the examples that still
-    stand. A member that does not serve the norm is left out with a notice. Networks of fewer than ten classes
+    apgd-ce and five targets of apgd-t: Croce & Hein 2021, arXiv:2103.01208), each for the examples that are
+    still robust. A member that does not serve the norm is left out with a notice. Networks of fewer than ten classes
     are attacked too: see the members. Queries and steps are sums over the members.
 
     Args:
@@ -51,21 +51,12 @@ class AutoAttack(Attack):
             if norm in cls.norms:
                 members.append((name, cls(**params)))
             else:
-                notice(model, f"autoattack without {name}, which does not serve {norm}")
+                model.notice(f"autoattack without {name}, which does not serve {norm}")
         return members
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
-        alive = torch.arange(len(y), device=y.device)
-        for number, (name, member) in enumerate(self._members(model, threat.norm)):
-            if number > 0:
-                stands = ~model.fooled(best.x_adv[alive], y[alive])
-                best.queries[alive] += 1
-                alive = alive[stands]
-                if len(alive) == 0:
-                    break
-            tried = member.perturb(model, x[alive], y[alive], threat, rng.take(alive).child(name))
-            best.x_adv[alive] = tried.x_adv
-            best.queries[alive] += tried.queries
-            best.steps[alive] += tried.steps
-        return best
+        def run(name: str, member: Attack, rows: Tensor) -> Proposal:
+            return member.perturb(model, x[rows], y[rows], threat, rng.take(rows).child(name))
+
+        members = self._members(model, threat.norm)
+        return in_turn(model, x, y, [partial(run, name, member) for name, member in members])

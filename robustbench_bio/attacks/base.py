@@ -2,30 +2,35 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Self, get_args, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.core.registry import Registry, unknown
+from robustbench_bio.core.parameters import checked
+from robustbench_bio.core.registry import Registry
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
 
 
 class Proposal(NamedTuple):
-    """What an attack found.
+    """What an attack proposes and what it cost.
 
     Attributes:
-        x_adv: [n, C, H, W] inside the threat model; where nothing was found, the attack's last try.
+        x_adv: [n, C, H, W] inside the threat model; where nothing fooled the network, the attack's last try.
         queries: int64 [n], forward passes spent on each example (a gradient costs one).
         steps: int64 [n], update steps made for each example.
+        fooled: bool [n], whom x_adv is known to fool, for `in_turn`; None where the attack did not ask. The judge
+            believes no attack and does not look at it.
     """
 
     x_adv: Tensor
     queries: Tensor
     steps: Tensor
+    fooled: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,31 +89,37 @@ def make(name: str, norm: Norm, params: dict[str, Any]) -> Attack:
     cls = ATTACKS.get(name)
     if norm not in cls.norms:
         raise UserError(f"attack {name} serves {', '.join(sorted(cls.norms))}, got norm {norm!r}")
-    fields = [field.name for field in dataclasses.fields(cls)]
-    hints = get_type_hints(cls)
-    given: dict[str, Any] = {}
-    for key, value in params.items():
-        if key not in fields:
-            raise UserError(unknown(f"parameter of {name}", key, fields))
-        allowed = get_args(hints[key]) or (hints[key],)
-        if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-            given[key] = float(value)
-            continue
-        if value not in allowed and type(value) not in allowed:
-            raise UserError(f"expected {key} of {name} to be {_kinds(allowed)}, got {value!r}")
-        given[key] = value
+    values = checked(cls, name, params)
     for key in cls.needs:
-        if given.get(key) is None:
+        if values.get(key) is None:
             raise UserError(f"expected a value for {key} of {name}, got none: add --set {key}=…")
-    return cls(**given)
+    return cls(**values)
 
 
-def _kinds(allowed: tuple[Any, ...]) -> str:
-    return " or ".join(getattr(kind, "__name__", repr(kind)) for kind in allowed)
+def in_turn(model: WhiteBoxModel, x: Tensor, y: Tensor, attempts: Sequence[Callable[[Tensor], Proposal]]) -> Proposal:
+    """Make attempts one after the other, each on the examples that withstood those before; costs add up.
 
+    So no attempt can lose what an earlier one has found, and restarts cost only where they may help.
 
-def at_least(**bounds: tuple[float | None, float]) -> None:
-    """Check parameters: name=(value, smallest); None passes. Raises `UserError` for the first that is smaller."""
-    for name, (value, smallest) in bounds.items():
-        if value is not None and not value >= smallest:
-            raise UserError(f"expected {name} >= {smallest:g}, got {value:g}")
+    Args:
+        model: asked, for a query, whom an attempt fooled that does not know; not after the last.
+        x: [n, C, H, W].
+        y: int64 [n], true labels.
+        attempts: restarts, targets or attacks; each takes rows of x, int64 [m], and proposes for these.
+    """
+    best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
+    active = torch.arange(len(y), device=y.device)
+    for number, attempt in enumerate(attempts, 1):
+        x_adv, queries, steps, fooled = attempt(active)
+        best.x_adv[active] = x_adv
+        best.queries[active] += queries
+        best.steps[active] += steps
+        if number == len(attempts):
+            break
+        if fooled is None:
+            fooled = model.fooled(x_adv, y[active])
+            best.queries[active] += 1
+        active = active[~fooled]
+        if len(active) == 0:
+            break
+    return best

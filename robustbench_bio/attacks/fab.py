@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel
-from robustbench_bio.attacks.apgd import border_start, together
-from robustbench_bio.attacks.apgd_run import belong
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.losses import likely_targets, targeted_margin
+from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal
+from robustbench_bio.attacks.losses import label_target_pairs, likely_targets, targeted_margin
+from robustbench_bio.attacks.runs import Runs, border_start, same_example, target_groups
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
 
@@ -36,9 +36,11 @@ def onto_hyperplane(point: Tensor, w: Tensor, rise: Tensor, norm: Norm, bounds: 
     room = torch.where(direction > 0, high - point, point - low) * (direction != 0)
     if norm == "l1":
         return direction * _steepest_first(slope, room, rise)
+    # The shortest step moves every value that has room in proportion to its slope (l2), or all by the same (linf).
     speed = slope if norm == "l2" else torch.ones_like(slope)
     length, free = torch.zeros_like(rise), room > 0
     while True:
+        # What the values at the border cannot rise any more, the free ones must: the step grows, more values arrive.
         missing = rise - (slope * room).masked_fill(free, 0).sum(1)
         length = torch.maximum(length, missing / (slope * speed * free).sum(1).clamp_min(1e-30))
         still = free & (length[:, None] * speed < room)
@@ -51,6 +53,7 @@ def _steepest_first(slope: Tensor, room: Tensor, rise: Tensor) -> Tensor:
     """Use up the room of the steepest values, one after the other, until they rise enough: [n, d]."""
     order = slope.argsort(dim=1, descending=True)
     steep, free = slope.gather(1, order), room.gather(1, order)
+    # In l1 a unit of length is worth most where the slope is largest, so nobody else moves while it has room.
     gain = steep * free
     missing = rise[:, None] - (gain.cumsum(1) - gain)
     used = torch.minimum((missing / steep.clamp_min(1e-30)).clamp_min(0), free)
@@ -58,43 +61,45 @@ def _steepest_first(slope: Tensor, room: Tensor, rise: Tensor) -> Tensor:
 
 
 @dataclass
-class _Search:
-    """What is known of each example; all tensors have one row for each.
+class _Nearest:
+    """The smallest perturbation known of each example; all tensors have one row for each.
 
     Attributes:
-        nearest: the smallest point that fools the network; the last try while there is none.
+        point: the nearest point that fools the network; the last try while there is none.
         size: its distance, infinite while there is none.
+        queries: int64 [n].
+        steps: int64 [n].
     """
 
-    nearest: Tensor
+    point: Tensor
     size: Tensor
     queries: Tensor
     steps: Tensor
 
     @classmethod
-    def begin(cls, x: Tensor, y: Tensor, queries: int) -> "_Search":
+    def begin(cls, x: Tensor, y: Tensor, queries: int) -> "_Nearest":
         infinite = torch.full_like(x[:, 0, 0, 0], torch.inf)
         return cls(x.clone(), infinite, torch.full_like(y, queries), torch.zeros_like(y))
 
     def record(self, rows: Tensor, point: Tensor, size: Tensor, fooled: Tensor) -> None:
         """Keep the points that fool the network and are nearer than what is known, or all where nothing is."""
         better = torch.where(fooled, size < self.size[rows], self.size[rows].isinf())
-        self.nearest[rows[better]] = point[better]
+        self.point[rows[better]] = point[better]
         self.size[rows[better & fooled]] = size[better & fooled]
 
-    def take(self, rows: Tensor, part: "_Search", walks: int) -> None:
-        """Take over what several walks of some examples have found: `part` holds all rows for the first, and so on."""
+    def merge(self, rows: Tensor, runs: "_Nearest", k: int) -> None:
+        """Take over what k runs on each of some examples have found, all first runs before all second ones."""
         n = len(rows)
-        smallest, walk = part.size.view(walks, n).min(0)
-        nearest = part.nearest.view(walks, n, *part.nearest.shape[1:])[walk, torch.arange(n, device=rows.device)]
-        self.record(rows, nearest, smallest, smallest.isfinite())
-        self.queries[rows] += part.queries.view(walks, n).sum(0)
-        self.steps[rows] += part.steps.view(walks, n).sum(0)
+        smallest, run = runs.size.view(k, n).min(0)
+        point = runs.point.view(k, n, *runs.point.shape[1:])[run, torch.arange(n, device=rows.device)]
+        self.record(rows, point, smallest, smallest.isfinite())
+        self.queries[rows] += runs.queries.view(k, n).sum(0)
+        self.steps[rows] += runs.steps.view(k, n).sum(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Boundary(Attack):
-    """What fab-t and min-norm share: walks along the boundary towards one likely class after the other."""
+    """What fab-t and min-norm share: runs along the boundary towards one likely class after the other."""
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2", "l1"})
 
@@ -111,88 +116,81 @@ class _Boundary(Attack):
 
     def _search(
         self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng, *, enough: float
-    ) -> _Search:
+    ) -> _Nearest:
         """Look for the smallest perturbation; an example is left alone once one of size <= enough is known."""
-        likely = likely_targets(model, x, y, self.targets)
-        found = _Search.begin(x, y, queries=1)
-        for numbers in together(likely.shape[1], x):
+        pairs = label_target_pairs(y, likely_targets(model, x, y, self.targets))
+        nearest = _Nearest.begin(x, y, queries=1)
+        for targets in target_groups(len(pairs), x):
             for restart in range(self.restarts):
-                alive = (found.size > enough).nonzero().flatten()
-                if len(alive) == 0:
-                    return found
-                here, walks = x[alive], len(numbers)
-                start = here.repeat(walks, 1, 1, 1)
+                rows = (nearest.size > enough).nonzero().flatten()
+                if len(rows) == 0:
+                    return nearest
+                starts = [x[rows]] * len(targets)
                 if restart > 0:
-                    radius = found.size[alive].clamp_max(threat.eps) / 2
-                    draws = [rng.take(alive).child(f"{number}/{restart}") for number in numbers]
-                    start = torch.cat([border_start(threat, here, draw, radius) for draw in draws])
-                pair = torch.stack([y[alive].repeat(walks), likely[alive][:, numbers].T.flatten()], 1)
-                owner = torch.arange(len(alive), device=y.device).repeat(walks)
-                part = _Search.begin(here.repeat(walks, 1, 1, 1), pair[:, 0], queries=0)
-                self._walk(model, here.repeat(walks, 1, 1, 1), pair, threat, part, start, owner, enough)
-                found.take(alive, part, walks)
-        return found
+                    # Nothing beyond the smallest known perturbation is of interest, so begin well inside of it.
+                    radius = nearest.size[rows].clamp_max(threat.eps) / 2
+                    draws = [rng.take(rows).child(f"{target}/{restart}") for target in targets]
+                    starts = [border_start(threat, x[rows], draw, radius) for draw in draws]
+                runs = Runs.towards(x[rows], y[rows], starts, pairs[targets][:, rows])
+                nearest.merge(rows, self._run(model, runs, threat, enough), len(targets))
+        return nearest
 
-    def _walk(
-        self,
-        model: WhiteBoxModel,
-        x: Tensor,
-        pair: Tensor,
-        threat: Threat,
-        found: _Search,
-        point: Tensor,
-        owner: Tensor,
-        enough: float,
-    ) -> None:
-        """Step onto the linearised boundary from `point`, biased to x, and back inside whenever it is crossed.
-
-        Rows of one owner are walks of one example: all are over when one has found enough.
+    def _run(self, model: WhiteBoxModel, runs: Runs, threat: Threat, enough: float) -> _Nearest:
+        """Step onto the linearised boundary, biased to x, and back inside whenever it is crossed.
 
         Both passes of a step test a point: after the step, and after the way back. The released code tests the
         first only; a point that it passes over may be the smallest.
         """
-        y, alive = pair[:, 0], torch.arange(len(pair), device=pair.device)
+        x, y, point, pairs, example = runs
+        nearest = _Nearest.begin(x, y, queries=0)
+        active = torch.arange(len(y), device=y.device)
+
+        def goes_on() -> Tensor:
+            return ~same_example(example[active], nearest.size[active] <= enough)
+
         for _ in range(self.steps):
-            gradient, logits = model.gradient(point, pair[alive], targeted_margin)
-            found.queries[alive] += 1
-            size = threat.size(point - x[alive])
-            fooled, asked = model.confirm(point, y[alive], logits)
-            found.queries[alive] += asked
-            fooled &= size < found.size[alive]
-            found.record(alive, point, size, fooled)
-            stands = ~belong(owner[alive], owner[alive[found.size[alive] <= enough]])
-            alive, point, gradient, logits = alive[stands], point[stands], gradient[stands], logits[stands]
-            if len(alive) == 0:
-                return
-            point = self._step(x[alive], point, gradient, -targeted_margin(logits, pair[alive]), threat)
-            fooled = model.fooled(point, y[alive])
-            found.queries[alive] += 1
-            found.steps[alive] += 1
-            found.record(alive, point, threat.size(point - x[alive]), fooled)
-            stands = ~belong(owner[alive], owner[alive[found.size[alive] <= enough]])
-            alive, point, fooled = alive[stands], point[stands], fooled[stands]
-            if len(alive) == 0:
-                return
-            back = x[alive] + self.beta * (point - x[alive])
+            gradient, logits = model.gradient(point, pairs[active], targeted_margin)
+            fooled, asked = model.confirm(point, y[active], logits)
+            nearest.queries[active] += 1 + asked
+            nearest.record(active, point, threat.size(point - x[active]), fooled)
+            on = goes_on()
+            active, point, gradient, logits = active[on], point[on], gradient[on], logits[on]
+            if len(active) == 0:
+                break
+            point = self._step(x[active], point, gradient, -targeted_margin(logits, pairs[active]), threat)
+            fooled = model.fooled(point, y[active])
+            nearest.queries[active] += 1
+            nearest.steps[active] += 1
+            nearest.record(active, point, threat.size(point - x[active]), fooled)
+            on = goes_on()
+            active, point, fooled = active[on], point[on], fooled[on]
+            if len(active) == 0:
+                break
+            # Who has crossed the boundary goes part of the way back to x: the next step starts from a smaller size.
+            back = x[active] + self.beta * (point - x[active])
             point = torch.where(fooled.view(-1, 1, 1, 1), back, point)
+        return nearest
 
     def _step(self, x: Tensor, point: Tensor, gradient: Tensor, rise: Tensor, threat: Threat) -> Tensor:
         """Return the next point: [n, C, H, W], between those nearest to `point` and to x on the hyperplane."""
-        w = gradient.flatten(1)
-        here, origin = point.flatten(1), x.flatten(1)
-        from_x = rise + (w * (here - origin)).sum(1)
-        near = onto_hyperplane(here, w, rise, threat.norm, threat.bounds).view_as(x)
-        home = onto_hyperplane(origin, w, from_x, threat.norm, threat.bounds).view_as(x)
-        a, b = threat.size(near).clamp_min(1e-8), threat.size(home).clamp_min(1e-8)
+        w, start, origin = gradient.flatten(1), point.flatten(1), x.flatten(1)
+        # The hyperplane is where the margin, linearised at `point`, is 0: seen from x it rises by another amount.
+        rise_from_x = rise + (w * (start - origin)).sum(1)
+        from_point = onto_hyperplane(start, w, rise, threat.norm, threat.bounds).view_as(x)
+        from_x = onto_hyperplane(origin, w, rise_from_x, threat.norm, threat.bounds).view_as(x)
+        # The farther away `point` is from the hyperplane, the more the step is drawn to where x would cross it.
+        a, b = threat.size(from_point).clamp_min(1e-8), threat.size(from_x).clamp_min(1e-8)
         alpha = (a / (a + b)).clamp_max(self.alpha_max).view(-1, 1, 1, 1)
-        return ((1 - alpha) * (point + self.eta * near) + alpha * (x + self.eta * home)).clamp(*threat.bounds)
+        # Overshooting by eta lands on the far side although the boundary is not quite its linearisation.
+        step = (1 - alpha) * (point + self.eta * from_point) + alpha * (x + self.eta * from_x)
+        return step.clamp(*threat.bounds)
 
 
-def _within(found: _Search, x: Tensor, threat: Threat) -> Proposal:
-    """Propose what was found where it is small enough, elsewhere the nearest legal point to it."""
-    legal = (found.size <= threat.eps).view(-1, 1, 1, 1)
-    x_adv = torch.where(legal, found.nearest, threat.project(x, found.nearest))
-    return Proposal(x_adv, found.queries, found.steps)
+def _within(nearest: _Nearest, x: Tensor, threat: Threat) -> Proposal:
+    """Propose what is small enough, elsewhere the nearest legal point to it."""
+    legal = (nearest.size <= threat.eps).view(-1, 1, 1, 1)
+    x_adv = torch.where(legal, nearest.point, threat.project(x, nearest.point))
+    return Proposal(x_adv, nearest.queries, nearest.steps)
 
 
 @final
@@ -206,7 +204,7 @@ class FABTargeted(_Boundary):
 
     Args:
         steps: per target and restart, two queries each.
-        restarts: walks per target; all but the first begin at a random point.
+        restarts: runs per target; all but the first begin at a random point.
         targets: how many of the most likely wrong classes.
         alpha_max: the largest weight of the step from x against that from the present point.
         eta: how far a step overshoots the boundary.
@@ -224,12 +222,13 @@ class MinNorm(_Boundary):
     """Size of the smallest perturbation that fools the network: FAB-T without a radius, and a final search.
 
     The judge takes nothing outside of the threat model: ask with an eps as large as the largest distance of
-    interest. For an example that falls, the outcome's `distance` is the size of its smallest known perturbation;
-    `stats.median_distance` reads the median from a result, and accuracies at smaller radii follow by counting.
+    interest. For an example that is fooled, the outcome's `distance` is the size of its smallest known perturbation;
+    `evaluation.worst_case.median_distance` reads the median from a result, and accuracies at smaller radii follow by
+    counting.
 
     Args:
         steps: per target and restart, two queries each.
-        restarts: walks per target; all but the first begin at a random point.
+        restarts: runs per target; all but the first begin at a random point.
         targets: how many of the most likely wrong classes.
         alpha_max: the largest weight of the step from x against that from the present point.
         eta: how far a step overshoots the boundary.
@@ -240,15 +239,16 @@ class MinNorm(_Boundary):
     halvings: int = 10
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        found = self._search(model, x, y, threat, rng, enough=0.0)
-        rows = found.size.isfinite().nonzero().flatten()
-        low, high = torch.zeros_like(found.size[rows]), torch.ones_like(found.size[rows])
-        far, near = found.nearest[rows], x[rows]
+        nearest = self._search(model, x, y, threat, rng, enough=0.0)
+        rows = nearest.size.isfinite().nonzero().flatten()
+        # x is classified right and the nearest known point is not: somewhere between them lies a boundary.
+        low, high = torch.zeros_like(nearest.size[rows]), torch.ones_like(nearest.size[rows])
+        delta = nearest.point[rows] - x[rows]
         for _ in range(self.halvings if len(rows) else 0):
             middle = (low + high) / 2
-            point = near + middle.view(-1, 1, 1, 1) * (far - near)
+            point = x[rows] + middle.view(-1, 1, 1, 1) * delta
             fooled = model.fooled(point, y[rows])
-            found.queries[rows] += 1
-            found.record(rows, point, threat.size(point - near), fooled)
+            nearest.queries[rows] += 1
+            nearest.record(rows, point, threat.size(point - x[rows]), fooled)
             low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
-        return _within(found, x, threat)
+        return _within(nearest, x, threat)

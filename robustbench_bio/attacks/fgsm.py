@@ -7,7 +7,6 @@ from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal
-from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.pgd import ascend
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
@@ -26,4 +25,4 @@ class FGSM(Attack):
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         del rng
-        return ascend(model, x, y, threat, x, steps=1, step_size=threat.eps, loss=cross_entropy)
+        return ascend(model, x, y, threat, x, steps=1, step_size=threat.eps)

@@ -1,15 +1,10 @@
-"""Losses that attacks climb, per example; positive margins mean that the network is fooled."""
+"""Losses that attacks increase, per example; positive margins mean that the network is fooled."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import AttackLoss, WhiteBoxModel, margin
-
-__all__ = [
-    "cross_entropy", "dlr", "dlr_if_possible", "likely_targets", "margin", "notice", "targeted_dlr",
-    "targeted_dlr_if_possible", "targeted_margin",
-]  # fmt: skip
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -53,22 +48,22 @@ def likely_targets(model: WhiteBoxModel, x: Tensor, y: Tensor, targets: int) -> 
     logits = model.logits(x)
     wrong = logits.shape[1] - 1
     if wrong < targets:
-        notice(model, f"{targets} target classes asked for, {wrong} used: the network has {wrong + 1} classes")
+        model.notice(f"{targets} target classes asked for, {wrong} used: the network has {wrong + 1} classes")
     return _others(logits, y).topk(min(targets, wrong), dim=1).indices
 
 
-def notice(model: WhiteBoxModel, text: str) -> None:
-    """Tell the reader of the result once."""
-    if text not in model.notices:
-        model.notices.append(text)
+def label_target_pairs(y: Tensor, targets: Tensor) -> Tensor:
+    """Return (label, target) for every target of every example: int64 [n], [n, k] → [k, n, 2]."""
+    return torch.stack([y[:, None].expand_as(targets), targets], 2).transpose(0, 1)
 
 
 def _with_enough_classes(model: WhiteBoxModel, ratio: AttackLoss, difference: AttackLoss, needed: int) -> AttackLoss:
+    # Decided at each call: how many classes there are is known from logits only, and asking would cost a query.
     def loss(logits: Tensor, against: Tensor) -> Tensor:
         classes = logits.shape[1]
         if classes >= needed:
             return ratio(logits, against)
-        notice(model, f"the DLR loss needs {needed} classes, the network has {classes}: its margin was climbed instead")
+        model.notice(f"the DLR loss needs {needed} classes, the network has {classes}: attacked by its margin instead")
         return difference(logits, against)
 
     return loss

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.losses import cross_entropy
+from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal
 from robustbench_bio.attacks.pgd import ascend
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
 
@@ -40,11 +40,16 @@ class MIFGSM(Attack):
     def __post_init__(self) -> None:
         at_least(steps=(self.steps, 1), step_size=(self.step_size, 0), decay=(self.decay, 0))
 
+    def step_at(self, eps: float) -> float:
+        """Return the step size at a radius, both in input units."""
+        return eps / self.steps if self.step_size is None else self.step_size
+
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         del rng
         momentum = torch.zeros_like(x)
 
         def direction(gradient: Tensor, rows: Tensor) -> Tensor:
+            # Unit length first: gradients grow by orders of magnitude near the boundary, and would drown the sum.
             length = gradient.abs().sum((1, 2, 3), keepdim=True).clamp_min(1e-30)
             momentum[rows] = self.decay * momentum[rows] + gradient / length
             return threat.steepest(momentum[rows])
@@ -54,10 +59,9 @@ class MIFGSM(Attack):
             x,
             y,
             threat,
-            x,
+            start=x,
             steps=self.steps,
-            step_size=threat.eps / self.steps if self.step_size is None else self.step_size,
-            loss=cross_entropy,
+            step_size=self.step_at(threat.eps),
             early_exit=self.early_exit,
             direction=direction,
         )

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
+from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, in_turn
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
 
@@ -31,13 +32,8 @@ class Noise(Attack):
         at_least(queries=(self.queries, 1))
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        found = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
-        alive = torch.arange(len(y), device=y.device)
-        for _ in range(self.queries):
-            tried = threat.random_start(x[alive], rng.take(alive))
-            found.x_adv[alive] = tried
-            found.queries[alive] += 1
-            alive = alive[~model.fooled(tried, y[alive])]
-            if len(alive) == 0:
-                break
-        return found
+        def draw(rows: Tensor) -> Proposal:
+            x_adv = threat.random_start(x[rows], rng.take(rows))
+            return Proposal(x_adv, torch.ones_like(rows), torch.zeros_like(rows), model.fooled(x_adv, y[rows]))
+
+        return in_turn(model, x, y, [draw] * self.queries)

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import AttackLoss, WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
+from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, in_turn
 from robustbench_bio.attacks.losses import cross_entropy
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
 
@@ -23,14 +25,14 @@ def ascend(
     *,
     steps: int,
     step_size: float,
-    loss: AttackLoss,
+    loss: AttackLoss = cross_entropy,
     against: Tensor | None = None,
     early_exit: bool = True,
     direction: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Proposal:
-    """Walk uphill from `start`: x_t+1 = project(x_t + step_size · steepest(∇loss(logits, against))).
+    """Iterate from `start`: x_t+1 = project(x_t + step_size · steepest(∇loss(logits, against))).
 
-    An example leaves the walk at the first point that the network misclassifies, and keeps that point: the
+    An example is left alone at the first point that the network misclassifies, and keeps that point: the
     published loop goes on and may lose it again, so this one is never weaker.
 
     Args:
@@ -43,38 +45,37 @@ def ascend(
         step_size: in input units.
         loss: what to increase, a function of the logits and of the rows of `against`.
         against: one row per example for the loss; the labels by default.
-        early_exit: False walks all steps with all examples and returns the last points, as for random networks always.
+        early_exit: False makes all steps with all examples and returns the last points, as for random networks always.
         direction: from the gradients [m, C, H, W] and the rows of `x` [m] that they belong to, the directions of
             the step; by default that of steepest ascent.
     """
     against = y if against is None else against
     early_exit = early_exit and not model.random
-    x_adv = start.clone()
-    queries = torch.zeros_like(y)
-    made = torch.zeros_like(y)
-    alive = torch.arange(len(y), device=y.device)
+    x_adv, queries, updates = start.clone(), torch.zeros_like(y), torch.zeros_like(y)
+    active = torch.arange(len(y), device=y.device)
     for step in range(steps):
-        # Most examples fall early: a forward pass that spares them the backward pass pays for itself. Which steps
-        # have one is fixed, so that the queries of an example do not depend on the batch it sits in.
+        # Most examples are fooled early: a forward pass that spares them the backward pass pays for itself. Which
+        # steps have one is fixed, so that the queries of an example do not depend on the batch it sits in.
         if early_exit and 0 < step <= 3:
-            fallen = model.fooled(x_adv[alive], y[alive])
-            queries[alive] += 1
-            alive = alive[~fallen]
-            if len(alive) == 0:
+            fooled = model.fooled(x_adv[active], y[active])
+            queries[active] += 1
+            active = active[~fooled]
+            if len(active) == 0:
                 break
-        point, label = x_adv[alive], y[alive]
-        gradient, logits = model.gradient(point, against[alive], loss)
-        queries[alive] += 1
+        point = x_adv[active]
+        gradient, logits = model.gradient(point, against[active], loss)
+        queries[active] += 1
         if early_exit:
-            fallen, asked = model.confirm(point, label, logits)
-            queries[alive] += asked
-            alive, gradient, point = alive[~fallen], gradient[~fallen], point[~fallen]
-            if len(alive) == 0:
+            fooled, asked = model.confirm(point, y[active], logits)
+            queries[active] += asked
+            active, gradient, point = active[~fooled], gradient[~fooled], point[~fooled]
+            if len(active) == 0:
                 break
-        move = threat.steepest(gradient) if direction is None else direction(gradient, alive)
-        x_adv[alive] = threat.project(x[alive], point + step_size * move)
-        made[alive] += 1
-    return Proposal(x_adv, queries, made)
+        move = threat.steepest(gradient) if direction is None else direction(gradient, active)
+        x_adv[active] = threat.project(x[active], point + step_size * move)
+        updates[active] += 1
+    # Nobody has asked about the last points, and a last query for all would be wasted on a single run.
+    return Proposal(x_adv, queries, updates)
 
 
 @final
@@ -89,7 +90,7 @@ class PGD(Attack):
     Args:
         steps: gradient steps per restart.
         step_size: in input units; None is 2.5·eps/steps, as in the paper's l2 experiments.
-        restarts: starts of the whole walk, each only for the examples that still stand.
+        restarts: starts of the whole run, each only for the examples that are still robust.
         random_start: begin at a random point of the ball; False begins at x and needs a single restart.
         early_exit: False is the common loop, which returns the last point of the last restart.
     """
@@ -105,31 +106,24 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         at_least(steps=(self.steps, 1), restarts=(self.restarts, 1), step_size=(self.step_size, 0))
 
+    def step_at(self, eps: float) -> float:
+        """Return the step size at a radius, both in input units."""
+        return 2.5 * eps / self.steps if self.step_size is None else self.step_size
+
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        step_size = 2.5 * threat.eps / self.steps if self.step_size is None else self.step_size
-        best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
-        alive = torch.arange(len(y), device=y.device)
-        for restart in range(self.restarts):
-            here, label = x[alive], y[alive]
-            start = threat.random_start(here, rng.take(alive).child(str(restart))) if self.random_start else here
-            tried = ascend(
+        def run(restart: int, rows: Tensor) -> Proposal:
+            start = x[rows]
+            if self.random_start:
+                start = threat.random_start(start, rng.take(rows).child(str(restart)))
+            return ascend(
                 model,
-                here,
-                label,
+                x[rows],
+                y[rows],
                 threat,
                 start,
                 steps=self.steps,
-                step_size=step_size,
-                loss=cross_entropy,
+                step_size=self.step_at(threat.eps),
                 early_exit=self.early_exit,
             )
-            best.x_adv[alive] = tried.x_adv
-            best.queries[alive] += tried.queries
-            best.steps[alive] += tried.steps
-            if restart + 1 < self.restarts:
-                stands = ~model.fooled(tried.x_adv, label)
-                best.queries[alive] += 1
-                alive = alive[stands]
-            if len(alive) == 0:
-                break
-        return best
+
+        return in_turn(model, x, y, [partial(run, restart) for restart in range(self.restarts)])

@@ -7,9 +7,9 @@ from typing import ClassVar, Literal, Self, final
 import torch
 from torch import Tensor
 
-from robustbench_bio.attacks.access.white_box import WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.losses import margin
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel, margin
+from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
 
@@ -62,44 +62,46 @@ class OnePixel(Attack):
         return dataclasses.replace(self, population=SMALLEST_POPULATION, generations=1)
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        found = Proposal(x.clone(), torch.full_like(y, self.population), torch.zeros_like(y))
-        alive = torch.arange(len(y), device=y.device)
+        x_adv, queries, steps = x.clone(), torch.full_like(y, self.population), torch.zeros_like(y)
+        active = torch.arange(len(y), device=y.device)
         members = rng.uniform((self.population, int(threat.eps), 2 + x.shape[1]), x)
         fitness = _fitness(model, x, y, members, threat)
         for generation in range(self.generations + 1):
-            fallen = fitness.amax(1) == FOOLED
-            done = fallen if generation < self.generations else torch.ones_like(fallen)
-            best = members[done].gather(1, fitness[done].argmax(1).view(-1, 1, 1, 1).expand(-1, 1, *members.shape[2:]))
-            found.x_adv[alive[done]] = _painted(x[alive[done]], best[:, 0], threat)
-            alive, members, fitness = alive[~done], members[~done], fitness[~done]
-            if len(alive) == 0:
+            fooled = fitness.amax(1) == FOOLED
+            over = fooled if generation < self.generations else torch.ones_like(fooled)
+            fittest = fitness[over].argmax(1).view(-1, 1, 1, 1).expand(-1, 1, *members.shape[2:])
+            x_adv[active[over]] = _painted(x[active[over]], members[over].gather(1, fittest)[:, 0], threat)
+            active, members, fitness = active[~over], members[~over], fitness[~over]
+            if len(active) == 0:
                 break
-            trials = self._mutants(members, fitness, rng.take(alive))
-            tried = _fitness(model, x[alive], y[alive], trials, threat)
-            better = tried > fitness
+            trials = self._mutants(members, fitness, rng.take(active))
+            trial_fitness = _fitness(model, x[active], y[active], trials, threat)
+            better = trial_fitness > fitness
             members = torch.where(better[:, :, None, None], trials, members)
-            fitness = torch.where(better, tried, fitness)
-            found.queries[alive] += self.population
-            found.steps[alive] += 1
-        return found
+            fitness = torch.where(better, trial_fitness, fitness)
+            queries[active] += self.population
+            steps[active] += 1
+        return Proposal(x_adv, queries, steps)
 
     def _mutants(self, members: Tensor, fitness: Tensor, rng: ExampleRng) -> Tensor:
         """Return one mutant for each member: [n, P, pixels, 2 + C] in [0, 1]."""
         n, size = fitness.shape
         u = rng.uniform((size, 3 + members[0, 0].numel()), members)
-        a, b, c = _others(u[..., :3]).unbind(2)
+        a, b, c = _other_members(u[..., :3]).unbind(2)
         each = torch.arange(n, device=a.device)[:, None]
         base = fitness.argmax(1, keepdim=True) if self.base == "best" else c
         mutants = members[each, base] + self.mutation * (members[each, a] - members[each, b])
+        # Cut to the range, mutants would gather in the corners of the image and of the colours: draw them anew.
         return torch.where((mutants >= 0) & (mutants <= 1), mutants, u[..., 3:].view_as(mutants))
 
 
-def _others(u: Tensor) -> Tensor:
+def _other_members(u: Tensor) -> Tensor:
     """Return random members, distinct from each other and from the one that asks: [n, P, m] → int64 [n, P, m]."""
     n, size, wanted = u.shape
     taken = torch.arange(size, device=u.device).view(1, size, 1).expand(n, size, 1)
     for k in range(wanted):
         left = size - 1 - k
+        # A place among the members that are left; each one taken before it, in rising order, moves it up by one.
         pick = (u[..., k] * left).long().clamp_max(left - 1)
         for other in taken.sort(2).values.unbind(2):
             pick = pick + (pick >= other)

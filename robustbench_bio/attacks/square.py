@@ -3,16 +3,16 @@
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from math import sqrt
 from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from robustbench_bio.attacks.access.white_box import WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
-from robustbench_bio.attacks.losses import margin
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel, margin
+from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, in_turn
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
 
@@ -41,7 +41,7 @@ class Square(Attack):
     Args:
         queries: forward passes per restart.
         p_init: share of the pixels that the first squares cover.
-        restarts: fresh starts, each only for the examples that still stand.
+        restarts: fresh starts, each only for the examples that are still robust.
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
@@ -55,55 +55,45 @@ class Square(Attack):
         at_least(queries=(self.queries, 1), restarts=(self.restarts, 1), p_init=(self.p_init, 0))
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
-        alive = torch.arange(len(y), device=y.device)
-        for restart in range(self.restarts):
-            streams = rng.take(alive).child(str(restart))
-            tried, fallen = self._search(model, x[alive], y[alive], threat, streams)
-            best.x_adv[alive] = tried.x_adv
-            best.queries[alive] += tried.queries
-            best.steps[alive] += tried.steps
-            alive = alive[~fallen]
-            if len(alive) == 0:
-                break
-        return best
+        def run(restart: int, rows: Tensor) -> Proposal:
+            return self._search(model, x[rows], y[rows], threat, rng.take(rows).child(str(restart)))
 
-    def _search(
-        self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng
-    ) -> tuple[Proposal, Tensor]:
-        """Return what one random search found and which examples fell; steps count the squares that stayed."""
+        return in_turn(model, x, y, [partial(run, restart) for restart in range(self.restarts)])
+
+    def _search(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+        """Return what one random search proposes; steps count the squares that stayed."""
         moves = MOVES[threat.norm](threat)
-        found, fooled = x.clone(), torch.zeros_like(y, dtype=torch.bool)
+        x_adv, ever_fooled = x.clone(), torch.zeros_like(y, dtype=torch.bool)
         queries, steps = torch.ones_like(y), torch.zeros_like(y)
-        rows, point = torch.arange(len(y), device=y.device), moves.start(x, rng)
-        loss, fallen = _ask(model, point, y)
+        active, point = torch.arange(len(y), device=y.device), moves.start(x, rng)
+        loss, fooled = _ask(model, point, y)
         draws = x.new_empty((len(y), 0))
-        for turn in range(self.queries - 1):
-            if fallen.any():
-                found[rows[fallen]], fooled[rows[fallen]] = point[fallen], True
-                stands = ~fallen
-                parts = (x, y, point, rows, loss, draws, fallen)
-                x, y, point, rows, loss, draws, fallen = (part[stands] for part in parts)
-                if len(rows) == 0:
+        for query in range(self.queries - 1):
+            if fooled.any():
+                x_adv[active[fooled]], ever_fooled[active[fooled]] = point[fooled], True
+                # Copies shrink with the active rows: indexing whole tensors at every query would cost as much as it.
+                parts = (x, y, point, active, loss, draws, fooled)
+                x, y, point, active, loss, draws, fooled = (part[~fooled] for part in parts)
+                if len(active) == 0:
                     break
-            if turn % BLOCK == 0:
-                draws = rng.take(rows).uniform((BLOCK, moves.numbers(x)), x)
-            patches = moves.propose(x, point, share(self.p_init, turn, self.queries), draws[:, turn % BLOCK])
+            if query % BLOCK == 0:
+                draws = rng.take(active).uniform((BLOCK, moves.numbers(x)), x)
+            patches = moves.propose(x, point, share(self.p_init, query, self.queries), draws[:, query % BLOCK])
             # The patches are written into the only copy, and taken back where they do not help.
             pixels = point.flatten(2)
             before = [pixels.gather(2, patch.at) for patch in patches]
             for patch in patches:
                 pixels.scatter_(2, patch.at, patch.values)
-            now, fallen = _ask(model, point, y)
-            better = (now > loss) | fallen
+            new_loss, fooled = _ask(model, point, y)
+            better = (new_loss > loss) | fooled
             after = [pixels.gather(2, patch.at) for patch in patches]
             for patch, old, new in zip(patches, before, after, strict=True):
                 pixels.scatter_(2, patch.at, torch.where(better[:, None, None], new, old))
-            loss = torch.where(better, now, loss)
-            queries[rows] += 1
-            steps[rows] += better.long()
-        found[rows], fooled[rows] = point, fallen
-        return Proposal(found, queries, steps), fooled
+            loss = torch.where(better, new_loss, loss)
+            queries[active] += 1
+            steps[active] += better.long()
+        x_adv[active], ever_fooled[active] = point, fooled
+        return Proposal(x_adv, queries, steps, ever_fooled)
 
 
 def _ask(model: WhiteBoxModel, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,10 +150,11 @@ class LinfMoves(Moves):
         height, width = x.shape[2:]
         side = min(max(round(sqrt(share * height * width)), 1), height, width)
         at = _places(_corner(u[:, :2], side, x), side, x)
-        here, move = x.flatten(2).gather(2, at), self.threat.eps * _signs(u[:, 2:, None])
-        values = self.boxed(here + move)
+        clean, move = x.flatten(2).gather(2, at), self.threat.eps * _signs(u[:, 2:, None])
+        values = self.boxed(clean + move)
+        # Late squares cover a few pixels and often repeat the signs that these have: a query spent on nothing.
         idle = (values == point.flatten(2).gather(2, at)).flatten(1).all(1)
-        return [Patch(at, torch.where(idle[:, None, None], self.boxed(here - move), values))]
+        return [Patch(at, torch.where(idle[:, None, None], self.boxed(clean - move), values))]
 
 
 @final
@@ -193,15 +184,16 @@ class L2Moves(Moves):
         target, source = _corner(u[:, :2], side, x), _corner(u[:, 2:4], side, x)
         to, fro = _places(target, side, x), _places(source, side, x)
         delta = (point - x).flatten(2)
-        here, there = delta.gather(2, to), delta.gather(2, fro)
-        # What the two windows hold together, a pixel in both counted once, and what clipping to the box has freed.
+        at_target, at_source = delta.gather(2, to), delta.gather(2, fro)
+        # What the two windows hold together, a pixel in both counted once, and what clipping to the box has freed: the
+        # target window spends all of it, so that the perturbation keeps to the border of the ball.
         shared = _shared(target, source, side)[:, None]
-        held = here.square().sum(2) + there.square().masked_fill(shared, 0).sum(2)
+        held = at_target.square().sum(2) + at_source.square().masked_fill(shared, 0).sum(2)
         freed = (self.threat.eps**2 - delta.square().sum((1, 2))).clamp_min(0)
         length = (held + freed[:, None] / channels).sqrt()
         eta = _eta(side, x)[(u[:, 4] > 0.5).long()].flatten(1)
         fresh = _signs(u[:, 5:, None]) * eta[:, None]
-        mixed = fresh + _unit(here)
+        mixed = fresh + _unit(at_target)
         # The same window with the opposite sign would cancel, and the perturbation would lose what it holds.
         mixed = torch.where(mixed.abs().amax(2, keepdim=True) > 1e-5, mixed, fresh)
         clean = x.flatten(2)

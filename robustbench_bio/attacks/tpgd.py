@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
+from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal
 from robustbench_bio.attacks.pgd import ascend
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
 
@@ -41,19 +42,24 @@ class TPGD(Attack):
     def __post_init__(self) -> None:
         at_least(steps=(self.steps, 1), step_size=(self.step_size, 0), start_sigma=(self.start_sigma, 0))
 
+    def step_at(self, eps: float) -> float:
+        """Return the step size at a radius, both in input units."""
+        return eps / 4 if self.step_size is None else self.step_size
+
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+        # At x itself the divergence from the clean prediction is 0, its minimum, and has no gradient to follow.
         start = threat.project(x, x + self.start_sigma * rng.normal(x.shape[1:], x))
         clean = model.logits(x).softmax(1)
-        found = ascend(
+        proposal = ascend(
             model,
             x,
             y,
             threat,
             start,
             steps=self.steps,
-            step_size=threat.eps / 4 if self.step_size is None else self.step_size,
+            step_size=self.step_at(threat.eps),
             loss=divergence,
             against=clean,
             early_exit=self.early_exit,
         )
-        return found._replace(queries=found.queries + 1)
+        return proposal._replace(queries=proposal.queries + 1)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, at_least
+from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal
 from robustbench_bio.attacks.mi_fgsm import MIFGSM
 from robustbench_bio.attacks.pgd import PGD
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.nets import Net
 from robustbench_bio.records.threat import Norm, Threat

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from robustbench_bio.attacks import Attack, WhiteBoxModel, make, rules_of
-from robustbench_bio.attacks.access.mean_prediction import TOLERANCE, drawing
+from robustbench_bio.attacks.access.mean_prediction import TOLERANCE, seeded_by_input
 from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped
 from robustbench_bio.attacks.access.trace import Untraceable, laid_out, trace
 from robustbench_bio.attacks.access.white_box import slope
@@ -291,7 +291,7 @@ def finite_difference_error(model: nn.Module, x: Tensor, y: Tensor, seed: int = 
     step = 1e-6
 
     def loss(point: Tensor) -> Tensor:
-        with drawing("differences", seed, x=x):
+        with seeded_by_input("differences", seed, x=x):
             return cross_entropy(forward(point), y)
 
     with torch.enable_grad():

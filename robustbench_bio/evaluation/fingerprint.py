@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.attacks.access.mean_prediction import drawing
+from robustbench_bio.attacks.access.mean_prediction import seeded_by_input
 from robustbench_bio.nets.base import Net
 
 #: Inputs on which a network without a description shows what it computes beyond its parameters and buffers.
@@ -75,7 +75,7 @@ def _answers(model: nn.Module, x: Tensor) -> str:
     # Each input as it is and as its negative: a network may ignore what a few natural images do not show.
     x = torch.cat([x, 1 - x])
     try:
-        with drawing("fingerprint", x=x):
+        with seeded_by_input("fingerprint", x=x):
             logits = model(x)
     except Exception:  # noqa: BLE001  (whatever a user's network raises, the gate meets it again and says so)
         return ""

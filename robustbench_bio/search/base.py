@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, get_args, get_type_hints
+from typing import Any, ClassVar, Generic, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.core.registry import Registry, unknown
+from robustbench_bio.core.parameters import checked
+from robustbench_bio.core.registry import Registry
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records.base import Precision, Record
@@ -202,15 +203,4 @@ def make(name: str, params: Mapping[str, Any]) -> Engine[Any]:
         UserError: unknown engine or parameter, or a value of the wrong kind or out of range.
     """
     cls = ENGINES.get(name)
-    fields = [parameter.name for parameter in dataclasses.fields(cls)]
-    hints = get_type_hints(cls)
-    given: dict[str, Any] = {}
-    for key, value in params.items():
-        if key not in fields:
-            raise UserError(unknown(f"parameter of {name}", key, fields))
-        allowed = get_args(hints[key]) or (hints[key],)
-        given[key] = float(value) if float in allowed and type(value) is int else value
-        if given[key] not in allowed and type(given[key]) not in allowed:
-            kinds = " or ".join(getattr(kind, "__name__", repr(kind)) for kind in allowed)
-            raise UserError(f"expected {key} of {name} to be {kinds}, got {value!r}")
-    return cls(**given)
+    return cls(**checked(cls, name, params))

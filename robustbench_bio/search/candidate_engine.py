@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from robustbench_bio import nets, rules
-from robustbench_bio.attacks.base import at_least
 from robustbench_bio.core.errors import DivergedError, UserError
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records.card import Recipe

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_bio.attacks import ATTACKS, WhiteBoxModel, make
-from robustbench_bio.attacks.apgd import APGDCE, APGDDLR, APGDTargeted, together
-from robustbench_bio.attacks.apgd_run import checkpoints, climb
-from robustbench_bio.attacks.losses import cross_entropy, dlr, likely_targets, margin, targeted_dlr, targeted_margin
+from robustbench_bio.attacks.access.white_box import margin
+from robustbench_bio.attacks.apgd import APGDCE, APGDDLR, APGDTargeted
+from robustbench_bio.attacks.apgd_run import checkpoints, run_apgd
+from robustbench_bio.attacks.losses import cross_entropy, dlr, likely_targets, targeted_dlr, targeted_margin
+from robustbench_bio.attacks.runs import Runs, target_groups
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.core.stats import wilson
@@ -49,7 +51,7 @@ def images(n: int, *key: str) -> Tensor:
     return torch.rand(n, 3, 4, 4, generator=torch_generator(*key))
 
 
-# --- the walk of the reference -------------------------------------------------------------------------------------
+# --- the iterates of the reference ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_every_iterate_is_that_of_the_reference(
     norm: Norm, eps: float, kind: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = pytest.importorskip("pyautoattack.autopgd_base")
-    net, oracle_net = Recorded(), Recorded()
+    net, own_net = Recorded(), Recorded()
     x = images(40, "x").double()
     y = WhiteBoxModel(net).logits(x).argmax(1)
     theirs_loss, loss = LOSSES[kind]
@@ -104,26 +106,24 @@ def test_every_iterate_is_that_of_the_reference(
     best = other.attack_single_run(x.clone(), y, x_init=start.clone())[0]
 
     against = torch.stack([y, likely], 1) if kind == "t" else y
-    found = climb(
-        WhiteBoxModel(oracle_net, traced=False), x, y, threat, start,
-        steps=steps, loss=loss, against=against, early_exit=False, fresh=False,
-    )  # fmt: skip
-    assert len(net.seen) == len(oracle_net.seen) == steps + 1
+    white_box, runs = WhiteBoxModel(own_net, traced=False), Runs(x, y, start, against, torch.arange(40))
+    proposal = run_apgd(white_box, runs, threat, loss, steps=steps, early_exit=False, fresh=False)
+    assert len(net.seen) == len(own_net.seen) == steps + 1
     atol = 1e-6 if norm == "l2" else 1e-9  # theirs adds 1e-12 to the length of the gradient
     slope = torch.ones(40, dtype=torch.bool)
-    for mine, theirs in zip(oracle_net.seen, net.seen, strict=True):
+    for mine, theirs in zip(own_net.seen, net.seen, strict=True):
         torch.testing.assert_close(mine[slope], theirs[slope], rtol=0, atol=atol)
         if kind == "dlr":  # where the label comes third the loss is flat, and its gradient rounding
             with torch.no_grad():
                 slope &= dlr(net(mine), y) < 1 - 1e-6
     assert slope.sum() > 20
-    torch.testing.assert_close(found.x_adv[slope], best[slope], rtol=0, atol=atol)
-    moved = (oracle_net.seen[-1] - start).abs().amax((1, 2, 3))
+    torch.testing.assert_close(proposal.x_adv[slope], best[slope], rtol=0, atol=atol)
+    moved = (own_net.seen[-1] - start).abs().amax((1, 2, 3))
     assert (moved > 1e-4).all()
 
 
 @pytest.mark.usefixtures("float64")
-def test_the_l1_walk_through_shrinking_balls_is_that_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_l1_run_in_shrinking_balls_is_that_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     reference = pytest.importorskip("pyautoattack.autopgd_base")
     net, mine = Recorded(), Recorded()
     x = images(20, "x").double()
@@ -137,12 +137,12 @@ def test_the_l1_walk_through_shrinking_balls_is_that_of_the_reference(monkeypatc
     other.init_hyperparam(x)
     best = other.decr_eps_pgd(x.clone(), y, [7.5, 5.0, 2.5], [9, 9, 12])[0]
     attack = APGDCE(steps=30, early_exit=False)
-    found = attack.perturb(WhiteBoxModel(mine, traced=False), x, y, Threat("l1", 2.5), rng)
+    proposal = attack.perturb(WhiteBoxModel(mine, traced=False), x, y, Threat("l1", 2.5), rng)
     assert len(mine.seen) == len(net.seen) == 33
     for a, b in zip(mine.seen, net.seen, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
-    torch.testing.assert_close(found.x_adv, best, rtol=0, atol=1e-9)
-    assert found.steps.tolist() == [30] * 20
+    torch.testing.assert_close(proposal.x_adv, best, rtol=0, atol=1e-9)
+    assert proposal.steps.tolist() == [30] * 20
 
 
 # --- the parts -----------------------------------------------------------------------------------------------------
@@ -197,8 +197,8 @@ def test_few_classes_are_attacked_and_noticed(name: str, classes: int) -> None:
     y = white_box.logits(x).argmax(1)
     sizes = {"autoattack": {"queries": 20}}.get(name, {})
     attack = make(name, "linf", {"steps": 10} | sizes)
-    found = attack.perturb(white_box, x, y, Threat("linf", 0.03), ExampleRng(0, range(16)))
-    assert white_box.fooled(found.x_adv, y).double().mean() > 0.3
+    proposal = attack.perturb(white_box, x, y, Threat("linf", 0.03), ExampleRng(0, range(16)))
+    assert white_box.fooled(proposal.x_adv, y).double().mean() > 0.3
     assert len(set(white_box.notices)) == len(white_box.notices)
     dlr_fails = classes < {"apgd-dlr": 3, "apgd-t": 4, "autoattack": 4}.get(name, 0)
     assert any("DLR loss needs" in text for text in white_box.notices) == dlr_fails
@@ -219,18 +219,18 @@ def test_an_example_leaves_at_the_first_point_that_fools(attack: Any, norm: Norm
     attack(steps=20, early_exit=False).perturb(WhiteBoxModel(net, traced=False), x, y, threat, rng)
     points = torch.stack(net.seen)
     wrong = torch.stack([WhiteBoxModel(net).fooled(p, y) for p in points])
-    fell = wrong.any(0)
+    fooled = wrong.any(0)
     first = wrong.double().argmax(0)
-    assert 3 < fell.sum() < 38
-    assert (first[fell] > 0).any()
-    found = attack(steps=20).perturb(WhiteBoxModel(net, traced=False), x, y, threat, rng)
-    assert torch.equal(WhiteBoxModel(net).fooled(found.x_adv, y), fell)
-    torch.testing.assert_close(found.x_adv[fell], points[first, torch.arange(40)][fell], rtol=0, atol=1e-5)
-    assert torch.equal(found.steps, torch.where(fell, first, 20))
-    assert torch.equal(found.queries, found.steps + 1)  # a gradient for each point
+    assert 3 < fooled.sum() < 38
+    assert (first[fooled] > 0).any()
+    proposal = attack(steps=20).perturb(WhiteBoxModel(net, traced=False), x, y, threat, rng)
+    assert torch.equal(WhiteBoxModel(net).fooled(proposal.x_adv, y), fooled)
+    torch.testing.assert_close(proposal.x_adv[fooled], points[first, torch.arange(40)][fooled], rtol=0, atol=1e-5)
+    assert torch.equal(proposal.steps, torch.where(fooled, first, 20))
+    assert torch.equal(proposal.queries, proposal.steps + 1)  # a gradient for each point
 
 
-def test_restarts_and_targets_are_for_those_that_stand() -> None:
+def test_restarts_and_targets_are_for_the_examples_that_are_still_robust() -> None:
     net = Recorded().eval()
     x = images(40, "x")
     y = WhiteBoxModel(net).logits(x).argmax(1)
@@ -238,46 +238,46 @@ def test_restarts_and_targets_are_for_those_that_stand() -> None:
     one, three = (APGDTargeted(steps=5, targets=2, restarts=n) for n in (1, 3))
     first = one.perturb(WhiteBoxModel(net), x, y, threat, rng)
     second = three.perturb(WhiteBoxModel(net), x, y, threat, rng)
-    fell = WhiteBoxModel(net).fooled(second.x_adv, y)
-    assert 3 < fell.sum() < 38
-    assert (second.steps[~fell] == 2 * 3 * 5).all()
-    assert (second.queries[~fell] == 1 + 2 * 3 * 6).all()
-    assert (second.steps[fell] < 30).all()
+    fooled = WhiteBoxModel(net).fooled(second.x_adv, y)
+    assert 3 < fooled.sum() < 38
+    assert (second.steps[~fooled] == 2 * 3 * 5).all()
+    assert (second.queries[~fooled] == 1 + 2 * 3 * 6).all()
+    assert (second.steps[fooled] < 30).all()
     assert (first.steps <= 10).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("name", ["apgd-t", "fab-t", "min-norm"])
-def test_walks_to_all_targets_at_once_find_what_one_after_the_other_finds(
+def test_runs_towards_all_targets_at_once_find_what_one_after_the_other_finds(
     name: str, norm: Norm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = Recorded().double().eval()
     x = images(40, "x").double()
     y = WhiteBoxModel(net).logits(x).argmax(1)
     threat = Threat(norm, {"linf": 0.035, "l2": 0.17, "l1": 0.6 if name == "apgd-t" else 0.35}[norm])
-    found = {}
+    proposals = {}
     for at_once in (0, 2 * 48, 9 * 48):
-        monkeypatch.setattr("robustbench_bio.attacks.apgd.TOGETHER", at_once)
+        monkeypatch.setattr("robustbench_bio.attacks.runs.VALUES_PER_EXAMPLE", at_once)
         tried = make(name, norm, {"steps": 8, "targets": 5}).perturb(
             WhiteBoxModel(net), x, y, threat, ExampleRng(0, range(40))
         )
-        found[at_once] = (WhiteBoxModel(net).fooled(tried.x_adv, y), tried)
-    fell, alone = found[0]
-    assert 3 < fell.sum() < 38
-    for fooled, tried in found.values():
-        assert torch.equal(fooled, fell)
-        assert torch.equal(tried.queries[~fell], alone.queries[~fell])
-        assert torch.equal(tried.steps[~fell], alone.steps[~fell])
-        torch.testing.assert_close(tried.x_adv[~fell], alone.x_adv[~fell], rtol=0, atol=1e-9)
+        proposals[at_once] = (WhiteBoxModel(net).fooled(tried.x_adv, y), tried)
+    fooled_alone, alone = proposals[0]
+    assert 3 < fooled_alone.sum() < 38
+    for fooled, tried in proposals.values():
+        assert torch.equal(fooled, fooled_alone)
+        assert torch.equal(tried.queries[~fooled], alone.queries[~fooled])
+        assert torch.equal(tried.steps[~fooled], alone.steps[~fooled])
+        torch.testing.assert_close(tried.x_adv[~fooled], alone.x_adv[~fooled], rtol=0, atol=1e-9)
         if name == "min-norm":
             torch.testing.assert_close(threat.size(tried.x_adv - x), threat.size(alone.x_adv - x), rtol=0, atol=1e-9)
 
 
-def test_how_many_walk_at_once_is_a_matter_of_the_image_and_not_of_the_batch() -> None:
-    assert together(9, torch.empty(1, 3, 32, 32)) == [[0], list(range(1, 9))]
-    assert together(9, torch.empty(500, 3, 32, 32)) == together(9, torch.empty(1, 3, 32, 32))
-    assert together(4, torch.empty(7, 3, 224, 224)) == [[0], [1], [2], [3]]
-    assert together(1, torch.empty(7, 1, 8, 8)) == [[0]]
+def test_how_many_runs_are_made_at_once_is_a_matter_of_the_image_and_not_of_the_batch() -> None:
+    assert target_groups(9, torch.empty(1, 3, 32, 32)) == [[0], list(range(1, 9))]
+    assert target_groups(9, torch.empty(500, 3, 32, 32)) == target_groups(9, torch.empty(1, 3, 32, 32))
+    assert target_groups(4, torch.empty(7, 3, 224, 224)) == [[0], [1], [2], [3]]
+    assert target_groups(1, torch.empty(7, 1, 8, 8)) == [[0]]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -289,7 +289,7 @@ def test_autoattack_is_the_worst_case_over_its_members(norm: Norm) -> None:
     threat, rng = Threat(norm, eps), ExampleRng(0, range(30))
     white_box = WhiteBoxModel(net)
     whole = make("autoattack", norm, {"steps": 4, "queries": 20}).perturb(white_box, x, y, threat, rng)
-    stands = torch.ones(30, dtype=torch.bool)
+    robust = torch.ones(30, dtype=torch.bool)
     queries = torch.zeros(30, dtype=torch.int64)
     for name, params in (
         ("apgd-ce", {"steps": 4, "restarts": 5 if norm == "l1" else 1}),
@@ -301,12 +301,12 @@ def test_autoattack_is_the_worst_case_over_its_members(norm: Norm) -> None:
             assert f"autoattack without {name}, which does not serve {norm}" in white_box.notices
             continue
         alone = make(name, norm, params).perturb(WhiteBoxModel(net), x, y, threat, rng.child(name))
-        queries += torch.where(stands, alone.queries + (name != "apgd-ce"), 0)
-        fallen = stands & WhiteBoxModel(net).fooled(alone.x_adv, y)
-        stands &= ~fallen
-    assert torch.equal(~WhiteBoxModel(net).fooled(whole.x_adv, y), stands)
-    assert 0 < stands.sum() < 30
-    assert (whole.queries[stands] == queries[stands]).all()
+        queries += torch.where(robust, alone.queries + (name != "apgd-ce"), 0)
+        fooled = robust & WhiteBoxModel(net).fooled(alone.x_adv, y)
+        robust &= ~fooled
+    assert torch.equal(~WhiteBoxModel(net).fooled(whole.x_adv, y), robust)
+    assert 0 < robust.sum() < 30
+    assert (whole.queries[robust] == queries[robust]).all()
 
 
 def test_parameters_are_checked() -> None:

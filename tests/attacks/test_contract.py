@@ -39,7 +39,7 @@ BUDGET = {"steps": 8, "restarts": 2, "targets": 2, "queries": 60, "population": 
 #: Rows of the examples that most terms of the contract need.
 FEW = torch.arange(6)
 
-#: Not meant to climb on the network itself.
+#: Not meant to beat noise on the network itself.
 BASELINES = {"noise", "transfer"}
 
 #: Made of other attacks, which keep the contract by themselves.
@@ -90,7 +90,7 @@ class Probed(nn.Module):
 
 
 class Bands(nn.Module):
-    """Two of ten classes in alternating bands: whoever walks on from a fooling point soon stands on a right one."""
+    """Two of ten classes in alternating bands: whoever goes on from a fooling point is soon classified right again."""
 
     def __init__(self, frequency: float, lift: float) -> None:
         super().__init__()
@@ -160,10 +160,10 @@ class Case:
 
 @functools.cache
 def accuracy(attack: Attack, norm: Norm, eps: float, net: nn.Module) -> float:
-    """Share of the small network's right answers that stand."""
+    """Share of the small network's right answers that are robust."""
     x, y = right_digits(net)
-    found = attack.perturb(WhiteBoxModel(net), x, y, Threat(norm, eps), ExampleRng(0, range(len(y))))
-    return 1 - WhiteBoxModel(net).fooled(found.x_adv, y).double().mean().item()
+    proposal = attack.perturb(WhiteBoxModel(net), x, y, Threat(norm, eps), ExampleRng(0, range(len(y))))
+    return 1 - WhiteBoxModel(net).fooled(proposal.x_adv, y).double().mean().item()
 
 
 def distance(norm: Norm, delta: Tensor) -> Tensor:
@@ -175,15 +175,15 @@ def distance(norm: Norm, delta: Tensor) -> Tensor:
 def proposals_are_legal(case: Case) -> None:
     for factor in (0.25, 1, 3):
         eps = factor * EPS[case.norm]
-        found = case.propose(eps)
+        proposal = case.propose(eps)
         x = case.x[FEW]
-        assert found.x_adv.shape == x.shape
-        assert found.x_adv.dtype == x.dtype
-        assert not found.x_adv.requires_grad
-        assert found.x_adv.min() >= 0
-        assert found.x_adv.max() <= 1
+        assert proposal.x_adv.shape == x.shape
+        assert proposal.x_adv.dtype == x.dtype
+        assert not proposal.x_adv.requires_grad
+        assert proposal.x_adv.min() >= 0
+        assert proposal.x_adv.max() <= 1
         slack = 0 if case.norm == "l0" else 1e-6 * x[0].numel() ** {"linf": 0, "l2": 0.5, "l1": 1}[case.norm]
-        assert (distance(case.norm, found.x_adv.double() - x.double()) <= eps + slack).all()
+        assert (distance(case.norm, proposal.x_adv.double() - x.double()) <= eps + slack).all()
 
 
 def nothing_moves_at_eps_zero(case: Case) -> None:
@@ -204,8 +204,8 @@ def draws_follow_the_seed(case: Case) -> None:
     asked = {}
     for seed in (1, 2):
         with Watch() as watch:
-            found = case.propose(seed=seed)
-        asked[seed] = torch.cat([found.x_adv, *watch.seen])
+            proposal = case.propose(seed=seed)
+        asked[seed] = torch.cat([proposal.x_adv, *watch.seen])
     assert torch.equal(asked[1][: len(FEW)], first.x_adv)
     # An attack that draws need not find anything else, but it looks elsewhere.
     assert torch.equal(asked[1], asked[2]) == (not draws)
@@ -248,11 +248,11 @@ def queries_are_the_rows_that_passed(case: Case) -> None:
         )  # every pass through the network itself, where it can be counted
         with Watch() as watch:
             threat = Threat(case.norm, EPS[case.norm])
-            found = case.attack.perturb(white_box, x, y, threat, ExampleRng(0, range(n)))
-        assert found.queries.dtype == found.steps.dtype == torch.int64
-        assert found.queries.shape == found.steps.shape == (n,)
-        assert found.steps.min() >= 0
-        assert found.queries.sum().item() == sum(map(len, watch.seen))
+            proposal = case.attack.perturb(white_box, x, y, threat, ExampleRng(0, range(n)))
+        assert proposal.queries.dtype == proposal.steps.dtype == torch.int64
+        assert proposal.queries.shape == proposal.steps.shape == (n,)
+        assert proposal.steps.min() >= 0
+        assert proposal.queries.sum().item() == sum(map(len, watch.seen))
 
 
 def a_fooling_point_is_never_given_up(case: Case) -> None:
@@ -261,14 +261,14 @@ def a_fooling_point_is_never_given_up(case: Case) -> None:
     for frequency, lift, seed in [(2.0, 0.0, 3), (3.0, -0.5, 1), (4.0, 0.8, 2), (5.0, 0.5, 0)]:
         white_box = WhiteBoxModel(bands(frequency, lift), traced=False)
         with Watch() as watch:
-            found = case.attack.perturb(white_box, x, y, threat, ExampleRng(seed, [0]))
+            proposal = case.attack.perturb(white_box, x, y, threat, ExampleRng(seed, [0]))
         asked = torch.cat([*watch.seen, x])
         logits = white_box.logits(asked)
         if (threat.contains(x.expand_as(asked), asked) & (logits[:, 1] > logits[:, 0] + 1e-3)).any():
-            assert white_box.fooled(found.x_adv, y).item()
+            assert white_box.fooled(proposal.x_adv, y).item()
 
 
-def it_climbs(case: Case) -> None:
+def it_beats_noise(case: Case) -> None:
     eps = EPS[case.norm]
     generator = torch_generator("baseline")
     shape = case.x.shape
@@ -303,7 +303,7 @@ CONTRACT = [
     nothing_else_changes,
     queries_are_the_rows_that_passed,
     a_fooling_point_is_never_given_up,
-    it_climbs,
+    it_beats_noise,
     larger_balls_are_no_safer,
 ]
 
@@ -326,8 +326,8 @@ def test_contract(
     examples: tuple[Tensor, Tensor],
     trained_card: Path,
 ) -> None:
-    if term is it_climbs and name in BASELINES:
-        pytest.skip("a baseline does not climb")
+    if term is it_beats_noise and name in BASELINES:
+        pytest.skip("a baseline need not beat noise")
     cls = ATTACKS.get(name)
     fields = {field.name for field in dataclasses.fields(cls)}
     needed = {key: {"source": str(trained_card)}[key] for key in cls.needs}
@@ -339,8 +339,8 @@ def test_contract(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Walk(Attack):
-    """A plain walk uphill that keeps the contract unless a bug is planted."""
+class Plain(Attack):
+    """Plain gradient ascent that keeps the contract unless a bug is planted."""
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2"})
 
@@ -356,8 +356,8 @@ class Walk(Attack):
         point = ball.random_start(x, rng)
         best, fooled = point.clone(), torch.zeros_like(y, dtype=torch.bool)
         for step in range(11):
-            stands = ~fooled if self.bug != "forgets the best point" else torch.ones_like(fooled)
-            best[stands] = point[stands]
+            robust = ~fooled if self.bug != "forgets the best point" else torch.ones_like(fooled)
+            best[robust] = point[robust]
             fooled |= model.fooled(point, y)
             if step < 10:
                 gradient = model.gradient(point, y, cross_entropy).gradient
@@ -375,7 +375,7 @@ class Walk(Attack):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Greedy(Attack):
-    """One value after the other to the border of the box, for the norms that no walk serves."""
+    """One value after the other to the border of the box, for the norms that plain ascent does not serve."""
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"l0", "l1"})
 
@@ -398,7 +398,7 @@ class Greedy(Attack):
 PLANTED = {
     "no projection": proposals_are_legal,
     "ignored box": proposals_are_legal,
-    "wrong sign": it_climbs,
+    "wrong sign": it_beats_noise,
     "unseeded start": draws_follow_the_seed,
     "start by place in the batch": batches_do_not_matter,
     "forgets the best point": a_fooling_point_is_never_given_up,
@@ -410,7 +410,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("term", CONTRACT, ids=lambda term: term.__name__)
-@pytest.mark.parametrize("attack", [Walk(), Greedy()], ids=["walk", "greedy"])
+@pytest.mark.parametrize("attack", [Plain(), Greedy()], ids=["plain", "greedy"])
 def test_an_honest_attack_keeps_the_contract(
     attack: Attack, term: Callable[[Case], None], net: nn.Module, examples: tuple[Tensor, Tensor]
 ) -> None:
@@ -419,14 +419,14 @@ def test_an_honest_attack_keeps_the_contract(
 
 
 @pytest.mark.parametrize("bug", PLANTED)
-@pytest.mark.parametrize("norm", sorted(Walk.norms))
+@pytest.mark.parametrize("norm", sorted(Plain.norms))
 def test_the_contract_catches_a_planted_bug(
     norm: Norm, bug: str, net: nn.Module, examples: tuple[Tensor, Tensor]
 ) -> None:
     before = {name: value.clone() for name, value in net.state_dict().items()}
     try:
         with pytest.raises(AssertionError):
-            PLANTED[bug](Case(Walk(bug=bug), norm, net, *examples))
+            PLANTED[bug](Case(Plain(bug=bug), norm, net, *examples))
     finally:
         net.load_state_dict(before)
         net.eval()
@@ -499,11 +499,11 @@ def proposed(problem: Linear, attack: Attack, norm: Norm, eps: float) -> Tensor:
 @pytest.mark.parametrize("name", ["fgsm", "pgd"])
 def test_linf_attacks_reach_the_optimum_of_a_linear_classifier(linear: Linear, name: str, eps: float) -> None:
     attack = make(name, "linf", {} if name == "fgsm" else {"early_exit": False, "steps": 20})
-    found = linear.margin(proposed(linear, attack, "linf", eps))
-    torch.testing.assert_close(found, linear.smallest_margin("linf", eps), rtol=0, atol=1e-5)
+    reached = linear.margin(proposed(linear, attack, "linf", eps))
+    torch.testing.assert_close(reached, linear.smallest_margin("linf", eps), rtol=0, atol=1e-5)
     # Where the box does not bind, the optimum is eps·‖w‖₁.
     free = ((linear.x > eps) & (linear.x < 1 - eps)).flatten(1).all(1)
-    drop = (linear.margin(linear.x) - found)[free]
+    drop = (linear.margin(linear.x) - reached)[free]
     torch.testing.assert_close(drop, torch.full_like(drop, eps * linear.w.abs().sum().item()), rtol=1e-4, atol=1e-5)
 
 
@@ -512,18 +512,18 @@ def test_l2_attacks_reach_the_optimum_of_a_linear_classifier(linear: Linear) -> 
     expected = middle.margin(middle.x) - 0.25 * linear.w.norm()
     torch.testing.assert_close(middle.smallest_margin("l2", 0.25), expected, rtol=0, atol=1e-9)
     for attack in (make("fgsm", "l2", {}), PGD(steps=20, early_exit=False, random_start=False)):
-        found = middle.margin(proposed(middle, attack, "l2", 0.25))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        reached = middle.margin(proposed(middle, attack, "l2", 0.25))
+        torch.testing.assert_close(reached, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.25, 0.75])
 def test_l2_attacks_come_near_the_optimum_where_the_box_binds(linear: Linear, eps: float) -> None:
     # Ball, then box, is what all peers project on; it is not the nearest point of both, hence the few percent.
     best = linear.margin(linear.x) - linear.smallest_margin("l2", eps)
-    found = linear.margin(linear.x) - linear.margin(proposed(linear, PGD(early_exit=False), "l2", eps))
-    assert (found <= best + 1e-5).all()
-    assert (found >= 0.93 * best).all()
-    assert (found / best).mean() > 0.98
+    reached = linear.margin(linear.x) - linear.margin(proposed(linear, PGD(early_exit=False), "l2", eps))
+    assert (reached <= best + 1e-5).all()
+    assert (reached >= 0.93 * best).all()
+    assert (reached / best).mean() > 0.98
 
 
 @pytest.mark.parametrize("eps", [0.02, 0.06, 0.1, 0.15])
@@ -546,56 +546,56 @@ def test_the_robust_accuracy_of_a_linear_classifier_is_bounded_in_l2(linear: Lin
     assert 0.05 < robust.double().mean() < 0.95
 
 
-# --- the walk ---------------------------------------------------------------------------------------------------
+# --- the loop ---------------------------------------------------------------------------------------------------
 
 
 def outcome(net: nn.Module, examples: tuple[Tensor, Tensor], attack: Attack, eps: float) -> tuple[Proposal, list[bool]]:
     x, y = examples
-    found = attack.perturb(WhiteBoxModel(net), x, y, Threat("linf", eps), ExampleRng(0, range(len(y))))
-    return found, (~WhiteBoxModel(net).fooled(found.x_adv, y)).tolist()
+    proposal = attack.perturb(WhiteBoxModel(net), x, y, Threat("linf", eps), ExampleRng(0, range(len(y))))
+    return proposal, (~WhiteBoxModel(net).fooled(proposal.x_adv, y)).tolist()
 
 
 def test_more_steps_or_restarts_never_raise_accuracy_example_by_example(
     net: nn.Module, examples: tuple[Tensor, Tensor]
 ) -> None:
     for kind in ("steps", "restarts"):
-        stands = [True] * 50
+        so_far = [True] * 50
         for n in (1, 2, 3, 5, 8, 20):
             attack = PGD(**{"steps": 4, "step_size": 0.03} | {kind: n})
             robust = outcome(net, examples, attack, 0.1)[1]
-            assert all(before or not now for before, now in zip(stands, robust, strict=True))
-            stands = robust
-        assert 0 < sum(stands) < 45
+            assert all(before or not now for before, now in zip(so_far, robust, strict=True))
+            so_far = robust
+        assert 0 < sum(so_far) < 45
 
 
 def test_every_restart_has_a_start_of_its_own(net: nn.Module, examples: tuple[Tensor, Tensor]) -> None:
     ends = [outcome(net, examples, PGD(steps=1, step_size=0.0, restarts=n), 0.01) for n in (1, 2, 3)]
-    stood = torch.tensor([all(robust) for robust in zip(*(robust for _, robust in ends), strict=True)])
-    assert stood.sum() > 40
+    withstood = torch.tensor([all(robust) for robust in zip(*(robust for _, robust in ends), strict=True)])
+    assert withstood.sum() > 40
     for (one, _), (other, _) in itertools.combinations(ends, 2):
-        assert (one.x_adv != other.x_adv)[stood].flatten(1).any(1).all()
+        assert (one.x_adv != other.x_adv)[withstood].flatten(1).any(1).all()
 
 
-def test_an_example_that_has_fallen_is_left_alone(net: nn.Module, examples: tuple[Tensor, Tensor]) -> None:
+def test_an_example_that_is_fooled_is_left_alone(net: nn.Module, examples: tuple[Tensor, Tensor]) -> None:
     short, robust = outcome(net, examples, PGD(steps=5, step_size=0.03), 0.1)
     long, _ = outcome(net, examples, PGD(steps=30, step_size=0.03, restarts=3), 0.1)
-    fallen = ~torch.tensor(robust)
-    assert torch.equal(short.x_adv[fallen], long.x_adv[fallen])
-    assert (long.steps[fallen] <= 5).all()
-    assert (long.steps[~fallen] > 5).all()
+    fooled = ~torch.tensor(robust)
+    assert torch.equal(short.x_adv[fooled], long.x_adv[fooled])
+    assert (long.steps[fooled] <= 5).all()
+    assert (long.steps[~fooled] > 5).all()
     assert long.steps.max() == 90
 
 
-def test_without_early_exit_every_example_walks_all_steps(net: nn.Module, examples: tuple[Tensor, Tensor]) -> None:
-    found, _ = outcome(net, examples, PGD(steps=7, early_exit=False), 0.1)
-    assert found.steps.tolist() == found.queries.tolist() == [7] * 50
+def test_without_early_exit_every_example_makes_all_steps(net: nn.Module, examples: tuple[Tensor, Tensor]) -> None:
+    proposal, _ = outcome(net, examples, PGD(steps=7, early_exit=False), 0.1)
+    assert proposal.steps.tolist() == proposal.queries.tolist() == [7] * 50
 
 
 def test_the_default_step_reaches_the_border_from_anywhere(linear: Linear) -> None:
     assert PGD().step_size is None
     for steps in (2, 10, 40):
-        found = proposed(linear, PGD(steps=steps, early_exit=False), "linf", 0.05)
-        torch.testing.assert_close(linear.margin(found), linear.smallest_margin("linf", 0.05), rtol=0, atol=1e-5)
+        reached = proposed(linear, PGD(steps=steps, early_exit=False), "linf", 0.05)
+        torch.testing.assert_close(linear.margin(reached), linear.smallest_margin("linf", 0.05), rtol=0, atol=1e-5)
 
 
 def test_in_bfloat16_a_point_counts_once_float32_confirms_it(examples: tuple[Tensor, Tensor]) -> None:
@@ -605,16 +605,16 @@ def test_in_bfloat16_a_point_counts_once_float32_confirms_it(examples: tuple[Ten
         """Its gradient passes take every input for misclassified."""
 
         def gradient(self, x: Tensor, against: Tensor, loss: Any) -> Any:
-            found = super().gradient(x, against, loss)
-            return found._replace(logits=F.one_hot((against + 1) % 10, 10).float())
+            answer = super().gradient(x, against, loss)
+            return answer._replace(logits=F.one_hot((against + 1) % 10, 10).float())
 
     right = ~WhiteBoxModel(net).fooled(*examples)
     x, y = examples[0][right], examples[1][right]
     rng = ExampleRng(0, range(len(y)))
     accuracy = {}
     for kind in (WhiteBoxModel, Optimist):
-        found = PGD(steps=10).perturb(kind(net, precision="bfloat16"), x, y, Threat("linf", 0.1), rng)
-        accuracy[kind] = 1 - WhiteBoxModel(net).fooled(found.x_adv, y).double().mean().item()
+        proposal = PGD(steps=10).perturb(kind(net, precision="bfloat16"), x, y, Threat("linf", 0.1), rng)
+        accuracy[kind] = 1 - WhiteBoxModel(net).fooled(proposal.x_adv, y).double().mean().item()
     exact = np.mean(outcome(net, (x, y), PGD(steps=10), 0.1)[1])
     assert accuracy[WhiteBoxModel] == pytest.approx(exact, abs=0.05)
     assert accuracy[Optimist] == pytest.approx(exact, abs=0.05)
@@ -629,7 +629,7 @@ def test_parameters_are_checked_with_the_remedy() -> None:
         ("pgd", "linf", {"steps": 0}, "expected steps >= 1, got 0"),
         ("pgd", "linf", {"restarts": 0}, "expected restarts >= 1, got 0"),
         ("pgd", "linf", {"step_size": -0.1}, "expected step_size >= 0, got -0.1"),
-        ("pgd", "linf", {"step_size": float("nan")}, "expected step_size >= 0, got nan"),
+        ("pgd", "linf", {"step_size": float("nan")}, "expected step_size of pgd to be a number, got nan"),
         ("tpgd", "linf", {"start_sigma": -1.0}, "expected start_sigma >= 0, got -1"),
         ("pgd", "linf", {"steps": 2.5}, "expected steps of pgd to be int, got 2.5"),
         ("pgd", "linf", {"steps": True}, "expected steps of pgd to be int, got True"),
@@ -640,6 +640,8 @@ def test_parameters_are_checked_with_the_remedy() -> None:
         with pytest.raises(UserError) as caught:
             make(name, norm, params)
         assert message in str(caught.value)
+    with pytest.raises(UserError, match="expected step_size >= 0, got nan"):
+        PGD(step_size=float("nan"))
     assert make("pgd", "l2", {"step_size": 1, "steps": 3}) == PGD(step_size=1, steps=3)
     assert make("pgd", "l2", {"step_size": None}) == PGD()
 
@@ -700,8 +702,8 @@ def test_tpgd_equals_that_of_torchattacks_from_the_same_start(
     monkeypatch.setattr(torch, "randn_like", lambda _: normal)
     other = ta.TPGD(net, eps=0.12, alpha=0.03, steps=7)(x, y).detach()
     attack = TPGD(early_exit=False)
-    found = attack.perturb(WhiteBoxModel(net), x, y, Threat("linf", 0.12), ExampleRng(0, range(50))).x_adv
-    torch.testing.assert_close(found, other, rtol=0, atol=2e-6)
+    proposal = attack.perturb(WhiteBoxModel(net), x, y, Threat("linf", 0.12), ExampleRng(0, range(50))).x_adv
+    torch.testing.assert_close(proposal, other, rtol=0, atol=2e-6)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Backends: every cell of every table runs and is judged, leaves nothing behind, and computes what it says."""
+"""Backends: every attack of every library runs and is judged, leaves nothing behind, and computes what it says."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import robustbench_bio as rb
 from robustbench_bio.attacks import ATTACKS, WhiteBoxModel, make
-from robustbench_bio.attacks.external import BACKENDS, Cell, Job, names, peer
+from robustbench_bio.attacks.external import BACKENDS, Job, PeerAttack, names, peer
 from robustbench_bio.cli.app import main
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import ExampleRng, torch_generator
@@ -47,11 +47,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "one-pixel": {"population": 9, "generations": 3},
     "autoattack": {"steps": 3, "queries": 10},
 }
-CELLS = [
+ATTACKS_OF_PEERS = [
     (library, attack, norm)
     for library, backend in BACKENDS.items()
-    for attack, cell in backend.cells.items()
-    for norm in sorted(cell.norms)
+    for attack, theirs in backend.attacks.items()
+    for norm in sorted(theirs.norms)
 ]
 Data = tuple[Tensor, Tensor]
 
@@ -97,18 +97,18 @@ def found_by(library: str, attack: str, net: nn.Module, data: Data, norm: Norm =
     return proposal.x_adv
 
 
-# --- every cell ----------------------------------------------------------------------------------------------------
+# --- every attack --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("global_rng_untouched")
-@pytest.mark.parametrize(("library", "attack", "norm"), CELLS)
-def test_every_cell_runs_is_judged_and_leaves_nothing_behind(
+@pytest.mark.parametrize(("library", "attack", "norm"), ATTACKS_OF_PEERS)
+def test_every_attack_runs_is_judged_and_leaves_nothing_behind(
     library: str, attack: str, norm: Norm, net: Digits, data: Data, capfd: pytest.CaptureFixture[str]
 ) -> None:
     frozen = next(net.parameters())
     frozen.requires_grad_(False)
     net.last.bias.grad = torch.ones(10)
-    draws, more = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    python_state, numpy_state = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
     try:
         result = evaluate(net, data, attack=attack, norm=norm, eps=EPS[norm], backend=library, **SMALL[attack])
         assert [p.requires_grad for p in net.parameters()] == [False, True, True, True]
@@ -118,8 +118,8 @@ def test_every_cell_runs_is_judged_and_leaves_nothing_behind(
         frozen.requires_grad_(True)
         net.last.bias.grad = None
     assert not any(module.training for module in net.modules())
-    assert random.getstate() == draws
-    assert np.array_equal(np.random.get_state()[1], more)  # noqa: NPY002
+    assert random.getstate() == python_state
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     assert capfd.readouterr() == ("", "")
     assert result.spec.backend == library
     assert result.spec.precision == "float32"
@@ -145,10 +145,10 @@ def test_another_seed_draws_another_start(net: Digits, data: Data) -> None:
     assert runs[2] != runs[3]
 
 
-@pytest.mark.parametrize(("library", "attack"), [(x, a) for x, backend in BACKENDS.items() for a in backend.cells])
+@pytest.mark.parametrize(("library", "attack"), [(x, a) for x, backend in BACKENDS.items() for a in backend.attacks])
 def test_defaults_change_only_where_a_loop_cannot_end_early(library: str, attack: str) -> None:
     ours = {field.name: field.default for field in dataclasses.fields(ATTACKS.get(attack))}
-    fixed = BACKENDS.get(library).cells[attack].fixed
+    fixed = BACKENDS.get(library).attacks[attack].fixed
     assert fixed.keys() <= ours.keys()
     changed = {key for key, value in fixed.items() if value != ours[key]}
     assert changed <= {"early_exit", "mutation"}
@@ -179,7 +179,7 @@ def test_without_draws_a_library_proposes_our_points(
     assert not torch.equal(theirs, data[0])
 
 
-def test_tpgd_walks_as_ours_does_from_the_same_start(net: Digits, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tpgd_from_the_same_start_is_ours(net: Digits, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     def our_draw(x: Tensor) -> Tensor:
         return ExampleRng(0, range(len(x))).normal(x.shape[1:], x)
 
@@ -357,7 +357,7 @@ def test_a_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatc
     module = BACKENDS.get(library).module
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError) as caught:
-        peer(library, next(iter(BACKENDS.get(library).cells)), "linf", {})
+        peer(library, next(iter(BACKENDS.get(library).attacks)), "linf", {})
     assert str(caught.value) == f'expected {module}, which is not installed: pip install "robustbench-bio[backends]"'
     assert library in names()
 
@@ -373,11 +373,11 @@ def test_a_missing_library_is_named(library: str, monkeypatch: pytest.MonkeyPatc
 def test_a_library_that_breaks_the_threat_model_is_named(
     move: Callable[[Tensor, Tensor], Tensor], complaint: str, net: Digits, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build_cell(job: Job) -> Callable[[Tensor, Tensor], Tensor]:
+    def build(job: Job) -> Callable[[Tensor, Tensor], Tensor]:
         return move if job.threat.eps > 0 else lambda x, _: x
 
-    cells = dict(BACKENDS.get("foolbox").cells) | {"fgsm": Cell(frozenset({"linf"}), build_cell)}
-    monkeypatch.setitem(BACKENDS._members, "foolbox", dataclasses.replace(BACKENDS.get("foolbox"), cells=cells))
+    attacks = dict(BACKENDS.get("foolbox").attacks) | {"fgsm": PeerAttack(frozenset({"linf"}), build)}
+    monkeypatch.setitem(BACKENDS._members, "foolbox", dataclasses.replace(BACKENDS.get("foolbox"), attacks=attacks))
     with pytest.raises(AttackViolation, match=complaint):
         evaluate(net, data, attack="fgsm", eps=0.06, backend="foolbox")
 
@@ -385,7 +385,7 @@ def test_a_library_that_breaks_the_threat_model_is_named(
 def test_a_library_that_switches_modes_or_prints_leaves_no_trace(
     net: Digits, data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def build_cell(job: Job) -> Callable[[Tensor, Tensor], Tensor]:
+    def build(job: Job) -> Callable[[Tensor, Tensor], Tensor]:
         def run(x: Tensor, y: Tensor) -> Tensor:
             print("here I am")  # noqa: T201
             job.net.train()
@@ -396,8 +396,8 @@ def test_a_library_that_switches_modes_or_prints_leaves_no_trace(
 
         return run
 
-    cells = {"fgsm": Cell(frozenset({"linf"}), build_cell)}
-    monkeypatch.setitem(BACKENDS._members, "foolbox", dataclasses.replace(BACKENDS.get("foolbox"), cells=cells))
+    attacks = {"fgsm": PeerAttack(frozenset({"linf"}), build)}
+    monkeypatch.setitem(BACKENDS._members, "foolbox", dataclasses.replace(BACKENDS.get("foolbox"), attacks=attacks))
     before = torch.random.get_rng_state()
     with torch.no_grad():
         result = evaluate(net, data, attack="fgsm", backend="foolbox")
@@ -489,7 +489,7 @@ def test_without_a_library_there_is_no_backend_column(
 
 # --- are ours as strong? -------------------------------------------------------------------------------------------
 
-#: Settings at which the reference network neither stands nor falls altogether, with budgets for a slow machine.
+#: Settings at which the reference network is neither wholly robust nor wholly fooled, with budgets for a slow machine.
 PARITY: dict[str, tuple[Norm, float, dict[str, Any]]] = {
     "fgsm": ("linf", 1 / 255, {}),
     "pgd": ("linf", 1 / 255, {"steps": 20}),
@@ -534,7 +534,7 @@ def ours(reference: tuple[nn.Module, Data]) -> Callable[[str], Result]:
         (library, attack)
         for library, backend in BACKENDS.items()
         for attack in ATTACKS.names()
-        if attack in backend.cells and attack != "tpgd"  # its Gaussian start decides: either side wins by seed
+        if attack in backend.attacks and attack != "tpgd"  # its Gaussian start decides: either side wins by seed
     ],
 )
 def test_our_attack_is_as_strong_as_theirs_at_equal_budget(

@@ -65,9 +65,9 @@ def test_the_projection_reaches_the_hyperplane_inside_the_box(norm: Norm) -> Non
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_the_projection_is_as_short_as_that_of_linear_programming(norm: Norm) -> None:
     point, w, rise = problems(40, 8)
-    found = torch.linalg.vector_norm(onto_hyperplane(point, w, rise, norm, (0.0, 1.0)), ORDER[norm], dim=1)
+    sizes = torch.linalg.vector_norm(onto_hyperplane(point, w, rise, norm, (0.0, 1.0)), ORDER[norm], dim=1)
     checked = 0
-    for p, normal, up, size in zip(point.numpy(), w.numpy(), rise.numpy(), found.numpy(), strict=True):
+    for p, normal, up, size in zip(point.numpy(), w.numpy(), rise.numpy(), sizes.numpy(), strict=True):
         # Variables: d = plus − minus, and for linf the bound t on both.
         eye, column = np.eye(8), np.ones((8, 1))
         sides = [(0.0, v) for v in 1 - p] + [(0.0, v) for v in p]
@@ -116,7 +116,7 @@ def test_where_the_hyperplane_is_out_of_reach_the_corner_that_rises_most_is_take
         torch.testing.assert_close(point + d, corner)
 
 
-# --- the walk of the reference --------------------------------------------------------------------------------------
+# --- the iterates of the reference ---------------------------------------------------------------------------------
 
 
 class Wavy(nn.Module):
@@ -216,7 +216,7 @@ def test_fab_decides_at_a_radius_as_the_closed_form_does(norm: Norm) -> None:
     robust = torch.tensor(result.outcomes["robust"].to_numpy())
     assert robust[exact > eps * 1.001].all()
     assert not robust[exact < eps * 0.99].any()
-    # Who falls is left alone: survivors walk towards all four classes.
+    # Whoever is fooled is left alone: robust examples have runs towards all four classes.
     steps = torch.tensor(result.outcomes["steps"].to_numpy())
     assert (steps[robust] == 4 * 30).all()
     assert (steps[~robust] < 4 * 30).double().mean() > 0.9
@@ -248,9 +248,9 @@ def test_the_final_search_never_enlarges_what_was_found() -> None:
     sizes = []
     for halvings in (0, 3, 12):
         attack = MinNorm(steps=4, halvings=halvings)
-        found = attack.perturb(WhiteBoxModel(net), x, y, Threat("l2", 50.0), ExampleRng(0, range(40)))
-        assert WhiteBoxModel(net).fooled(found.x_adv, y).all()
-        sizes.append(Threat("l2", 50.0).size(found.x_adv - x))
+        proposal = attack.perturb(WhiteBoxModel(net), x, y, Threat("l2", 50.0), ExampleRng(0, range(40)))
+        assert WhiteBoxModel(net).fooled(proposal.x_adv, y).all()
+        sizes.append(Threat("l2", 50.0).size(proposal.x_adv - x))
     assert (sizes[1] <= sizes[0]).all()
     assert (sizes[2] <= sizes[1]).all()
     assert (sizes[2] < sizes[0]).any()
@@ -263,10 +263,10 @@ def test_more_restarts_never_enlarge_the_perturbation() -> None:
     sizes = []
     for restarts in (1, 4):
         attack = MinNorm(steps=5, targets=1, halvings=0, restarts=restarts)
-        found = attack.perturb(WhiteBoxModel(net), x, y, Threat("l2", 5.0), ExampleRng(0, range(40)))
-        assert (found.steps == 5 * restarts).all()
-        fooled = WhiteBoxModel(net).fooled(found.x_adv, y)
-        sizes.append(Threat("l2", 5.0).size(found.x_adv - x).masked_fill(~fooled, torch.inf))
+        proposal = attack.perturb(WhiteBoxModel(net), x, y, Threat("l2", 5.0), ExampleRng(0, range(40)))
+        assert (proposal.steps == 5 * restarts).all()
+        fooled = WhiteBoxModel(net).fooled(proposal.x_adv, y)
+        sizes.append(Threat("l2", 5.0).size(proposal.x_adv - x).masked_fill(~fooled, torch.inf))
     assert sizes[0].isfinite().sum() > 30
     assert (sizes[1] <= sizes[0]).all()
     assert (sizes[1] < sizes[0] - 1e-6).any()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustbench_bio import evaluate
 from robustbench_bio.attacks import WhiteBoxModel
-from robustbench_bio.attacks.access.mean_prediction import MeanPrediction, drawing, is_random
+from robustbench_bio.attacks.access.mean_prediction import MeanPrediction, is_random, seeded_by_input
 from robustbench_bio.attacks.access.surrogate import has_steps, with_surrogates
 from robustbench_bio.attacks.access.trace import trace
 from robustbench_bio.attacks.losses import cross_entropy
@@ -97,7 +97,7 @@ def test_eot_averages_the_gradients_of_the_draws() -> None:
     found = WhiteBoxModel(net, "eot:5", seed=3).gradient(x, y, cross_entropy)
     expected = torch.zeros_like(x)
     probabilities = torch.zeros(6, 3)
-    with drawing("gradient", 3, x=x):
+    with seeded_by_input("gradient", 3, x=x):
         for _ in range(5):
             point = x.clone().requires_grad_(True)
             logits = net(point)
@@ -162,7 +162,7 @@ def test_a_random_network_without_expectation_is_refused_with_the_remedy() -> No
         evaluate(Noisy().eval(), (images(), torch.zeros(6, dtype=torch.int64)))
 
 
-def test_a_fixed_network_needs_no_votes_and_says_so() -> None:
+def test_a_fixed_network_needs_a_single_pass_and_says_so() -> None:
     x = images()
     result = evaluate(Linear().eval(), (x, Linear()(x).argmax(1)), steps=3, gradient="eot:2")
     assert result.spec.votes == 1

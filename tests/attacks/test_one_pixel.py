@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_bio.attacks import WhiteBoxModel, make
-from robustbench_bio.attacks.pixel import OnePixel, _others, _painted
+from robustbench_bio.attacks.pixel import OnePixel, _other_members, _painted
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.core.stats import wilson
@@ -30,7 +30,7 @@ class Backdoor(nn.Module):
         self.colour = torch.tensor([0.9, 0.1, 0.6], dtype=torch.float64).view(1, 3, 1, 1)
         self.threshold = threshold
         self.rows = 0
-        self.fell: list[bool] = []
+        self.fooled: list[bool] = []
 
     def response(self, x: Tensor) -> Tensor:
         likeness = 1 - (x.double() - self.colour).square().mean(1)
@@ -40,7 +40,7 @@ class Backdoor(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.rows += len(x)
         lead = self.threshold - self.response(x)
-        self.fell.append(bool((lead < 0).any()))
+        self.fooled.append(bool((lead < 0).any()))
         return torch.stack([lead, torch.zeros_like(lead)], 1)
 
 
@@ -60,34 +60,34 @@ def test_evolution_improves_and_finds_a_planted_backdoor(base: Any) -> None:
     for before, after in itertools.pairwise(reached):
         assert (after >= before).all()
         assert 1 - after.mean() < 0.5 * (1 - before.mean())
-    found = attacked(net, 12, population=40, generations=100, base=base)
-    assert WhiteBoxModel(net).fooled(found.x_adv, torch.zeros(12, dtype=torch.int64)).all()
-    for changed in (found.x_adv != 0).any(1):
+    proposal = attacked(net, 12, population=40, generations=100, base=base)
+    assert WhiteBoxModel(net).fooled(proposal.x_adv, torch.zeros(12, dtype=torch.int64)).all()
+    for changed in (proposal.x_adv != 0).any(1):
         (place,) = changed.nonzero().tolist()
         assert abs(place[0] - 11) <= 1
         assert abs(place[1] - 4) <= 1
     # Random search with as many tries does not.
-    u = torch.rand(int(found.queries.float().mean()), 5, generator=torch_generator("random search"))
+    u = torch.rand(int(proposal.queries.float().mean()), 5, generator=torch_generator("random search"))
     assert net.response(_painted(torch.zeros(len(u), 3, 16, 16), u[:, None], Threat("l0", 1))).max() < 0.985
 
 
 def test_the_search_ends_with_the_first_member_that_fools() -> None:
     net = Backdoor(threshold=0.9)
-    found = attacked(net, 20, population=8, generations=30)
-    assert net.rows == found.queries.sum()
-    fooled = WhiteBoxModel(net).fooled(found.x_adv, torch.zeros(20, dtype=torch.int64))
-    assert torch.equal(found.queries, 8 * (1 + found.steps))
+    proposal = attacked(net, 20, population=8, generations=30)
+    assert net.rows == proposal.queries.sum()
+    fooled = WhiteBoxModel(net).fooled(proposal.x_adv, torch.zeros(20, dtype=torch.int64))
+    assert torch.equal(proposal.queries, 8 * (1 + proposal.steps))
     assert fooled.sum() > 5
-    assert (found.steps[~fooled] == 30).all()
-    assert (found.steps[fooled] < 30).any()
+    assert (proposal.steps[~fooled] == 30).all()
+    assert (proposal.steps[fooled] < 30).any()
     alone = [Backdoor(threshold=0.9) for _ in range(5)]
     for seed, one in enumerate(alone):
         attacked(one, 1, seed=seed, population=8, generations=30)
-        assert not any(one.fell[:-1])
-    assert any(one.fell[-1] for one in alone)
-    shorter = attacked(net, 20, population=8, generations=int(found.steps[fooled].min()))
-    first = found.steps == found.steps[fooled].min()
-    assert torch.equal(shorter.x_adv[first], found.x_adv[first])
+        assert not any(one.fooled[:-1])
+    assert any(one.fooled[-1] for one in alone)
+    shorter = attacked(net, 20, population=8, generations=int(proposal.steps[fooled].min()))
+    first = proposal.steps == proposal.steps[fooled].min()
+    assert torch.equal(shorter.x_adv[first], proposal.x_adv[first])
 
 
 def test_a_mutant_is_the_best_member_and_half_a_difference() -> None:
@@ -123,7 +123,7 @@ def test_members_that_mutate_another_are_distinct_and_equally_likely() -> None:
     u = torch.rand(20000, 5, 3, generator=torch_generator("others"))
     u[0] = 1 - 2**-24
     u[1] = 0
-    picks = _others(u)
+    picks = _other_members(u)
     own = torch.arange(5).view(1, 5, 1).expand(20000, 5, 1)
     together = torch.cat([own, picks], 2).sort(2).values
     assert together.min() == 0
@@ -153,12 +153,12 @@ def test_pixels_are_painted_at_their_place_in_their_colour() -> None:
 
 @pytest.mark.parametrize("eps", [0, 1, 3])
 def test_as_many_pixels_change_as_eps_allows(eps: int) -> None:
-    found = attacked(Backdoor(9.0), 10, eps)
-    changed = (found.x_adv != 0).any(1).flatten(1).sum(1)
+    proposal = attacked(Backdoor(9.0), 10, eps)
+    changed = (proposal.x_adv != 0).any(1).flatten(1).sum(1)
     assert (changed <= eps).all()
     assert changed.max() == eps
-    assert (found.queries == 110).all()
-    assert ((found.x_adv >= 0) & (found.x_adv <= 1)).all()
+    assert (proposal.queries == 110).all()
+    assert ((proposal.x_adv >= 0) & (proposal.x_adv <= 1)).all()
 
 
 def test_parameters_are_checked() -> None:
@@ -190,7 +190,7 @@ def test_robust_accuracy_on_a_real_network_is_not_above_that_of_torchattacks(
     np.random.seed(0)  # noqa: NPY002
     other = ta.OnePixel(resnet, pixels=1, steps=10, popsize=10)(x, y)
     np.random.set_state(before)  # noqa: NPY002
-    found = OnePixel().perturb(white_box, x, y, Threat("l0", 1), ExampleRng(0, range(len(y))))
-    stands = int((~white_box.fooled(found.x_adv, y)).sum())
-    assert stands < len(y)
-    assert stands / len(y) <= wilson(int((~white_box.fooled(other, y)).sum()), len(y)).high
+    proposal = OnePixel().perturb(white_box, x, y, Threat("l0", 1), ExampleRng(0, range(len(y))))
+    robust = int((~white_box.fooled(proposal.x_adv, y)).sum())
+    assert robust < len(y)
+    assert robust / len(y) <= wilson(int((~white_box.fooled(other, y)).sum()), len(y)).high

@@ -62,9 +62,9 @@ def test_momentum_iterates_equal_those_of_torchattacks(
     for steps in range(1, 11):
         other = ta.MIFGSM(net, eps=0.1, alpha=0.03, steps=steps, decay=decay)(x, y)
         attack = MIFGSM(steps=steps, step_size=0.03, decay=decay, early_exit=False)
-        found = attack.perturb(WhiteBoxModel(net), x, y, Threat("linf", 0.1), ExampleRng(0, range(20)))
-        torch.testing.assert_close(found.x_adv, other, rtol=0, atol=1e-12)
-        assert (found.steps == steps).all()
+        proposal = attack.perturb(WhiteBoxModel(net), x, y, Threat("linf", 0.1), ExampleRng(0, range(20)))
+        torch.testing.assert_close(proposal.x_adv, other, rtol=0, atol=1e-12)
+        assert (proposal.steps == steps).all()
 
 
 def test_momentum_in_l2_is_the_decayed_sum_by_hand(problem: tuple[nn.Module, Tensor, Tensor]) -> None:
@@ -78,25 +78,25 @@ def test_momentum_in_l2_is_the_decayed_sum_by_hand(problem: tuple[nn.Module, Ten
         sum_ = 0.7 * sum_ + gradient / gradient.abs().sum((1, 2, 3), keepdim=True)
         point = point.detach() + 0.5 / 6 * sum_ / torch.linalg.vector_norm(sum_, dim=(1, 2, 3), keepdim=True)
     attack = MIFGSM(steps=6, decay=0.7, early_exit=False)
-    found = attack.perturb(WhiteBoxModel(net), x, y, Threat("l2", 0.5), ExampleRng(0, range(20)))
+    proposal = attack.perturb(WhiteBoxModel(net), x, y, Threat("l2", 0.5), ExampleRng(0, range(20)))
     assert ((point > 0) & (point < 1)).all()
-    torch.testing.assert_close(found.x_adv.double(), point, rtol=0, atol=1e-5)
+    torch.testing.assert_close(proposal.x_adv.double(), point, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_an_example_that_falls_leaves_the_momentum_of_others_alone(
+def test_an_example_that_is_fooled_leaves_the_momentum_of_others_alone(
     norm: Norm, problem: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
     net, x, y = problem
     threat = Threat(norm, 0.03 if norm == "linf" else 0.3)
-    found, whole = (
+    proposal, whole = (
         MIFGSM(early_exit=early).perturb(WhiteBoxModel(net), x, y, threat, ExampleRng(0, range(20)))
         for early in (True, False)
     )
-    stands = ~WhiteBoxModel(net).fooled(found.x_adv, y)
-    assert 0 < stands.sum() < 20
-    assert found.steps[~stands].min() < 10
-    torch.testing.assert_close(found.x_adv[stands], whole.x_adv[stands], rtol=0, atol=1e-6)
+    robust = ~WhiteBoxModel(net).fooled(proposal.x_adv, y)
+    assert 0 < robust.sum() < 20
+    assert proposal.steps[~robust].min() < 10
+    torch.testing.assert_close(proposal.x_adv[robust], whole.x_adv[robust], rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -110,12 +110,12 @@ def test_momentum_on_a_real_network_is_as_strong_as_that_of_torchattacks(
     resnet.load_state_dict(load_file(reference_resnet20))
     resnet.eval()
     other = ta.MIFGSM(resnet, eps=1 / 255, alpha=0.1 / 255, steps=10)(x, y)
-    found = MIFGSM().perturb(WhiteBoxModel(resnet), x, y, Threat("linf", 1 / 255), ExampleRng(0, range(64)))
-    stands = int((~WhiteBoxModel(resnet).fooled(found.x_adv, y)).sum())
+    proposal = MIFGSM().perturb(WhiteBoxModel(resnet), x, y, Threat("linf", 1 / 255), ExampleRng(0, range(64)))
+    robust = int((~WhiteBoxModel(resnet).fooled(proposal.x_adv, y)).sum())
     theirs = int((~WhiteBoxModel(resnet).fooled(other, y)).sum())
-    assert 0 < stands < 64
-    assert stands / 64 <= wilson(theirs, 64).high
-    assert stands <= theirs + 1
+    assert 0 < robust < 64
+    assert robust / 64 <= wilson(theirs, 64).high
+    assert robust <= theirs + 1
 
 
 # --- noise ------------------------------------------------------------------------------------------------------
@@ -127,17 +127,17 @@ def test_noise_is_uniform_and_stops_at_the_first_point_that_fools(
 ) -> None:
     net, x, y = problem
     threat = Threat(norm, eps)
-    found = Noise(queries=40).perturb(WhiteBoxModel(net), x, y, threat, ExampleRng(3, range(20)))
-    fooled = WhiteBoxModel(net).fooled(found.x_adv, y)
+    proposal = Noise(queries=40).perturb(WhiteBoxModel(net), x, y, threat, ExampleRng(3, range(20)))
+    fooled = WhiteBoxModel(net).fooled(proposal.x_adv, y)
     assert 0 < fooled.sum() < 20
-    assert (found.queries[~fooled] == 40).all()
-    assert (found.steps == 0).all()
+    assert (proposal.queries[~fooled] == 40).all()
+    assert (proposal.steps == 0).all()
     for row in range(20):
         stream = ExampleRng(3, [row])
         points = [threat.random_start(x[row : row + 1], stream) for _ in range(40)]
         first = next((i for i, p in enumerate(points) if WhiteBoxModel(net).fooled(p, y[row : row + 1]).item()), 39)
-        assert torch.equal(found.x_adv[row], points[first][0])
-        assert found.queries[row] == first + 1
+        assert torch.equal(proposal.x_adv[row], points[first][0])
+        assert proposal.queries[row] == first + 1
 
 
 # --- transfer ---------------------------------------------------------------------------------------------------
@@ -163,15 +163,15 @@ def test_what_is_transferred_is_the_exact_attack_on_the_source(
             p.mul_(-1)
     x, y = digits(40)
     eps = 0.2 if norm == "linf" else 1.5
-    found = transferred(target, eps, norm, source=str(trained_card), method=attack, steps=7)
+    proposal = transferred(target, eps, norm, source=str(trained_card), method=attack, steps=7)
     rng = ExampleRng(0, range(40))
     white_box = kind(steps=7, early_exit=False).perturb(WhiteBoxModel(source), x, y, Threat(norm, eps), rng)
-    torch.testing.assert_close(found.x_adv, white_box.x_adv)
-    assert (found.queries == 1).all()
-    assert (found.steps == 7).all()
+    torch.testing.assert_close(proposal.x_adv, white_box.x_adv)
+    assert (proposal.queries == 1).all()
+    assert (proposal.steps == 7).all()
     # By the source's true gradient, not by that of its feedback weights.
     rule = kind(steps=7, early_exit=False).perturb(WhiteBoxModel(source, "rule"), x, y, Threat(norm, eps), rng)
-    assert not torch.allclose(found.x_adv, rule.x_adv, atol=1e-3)
+    assert not torch.allclose(proposal.x_adv, rule.x_adv, atol=1e-3)
 
 
 def test_examples_of_a_twin_fool_a_network_better_than_noise(trained_card: Path) -> None:

@@ -1,4 +1,4 @@
-"""Square Attack: the reference's schedule, windows and walk; its own promises; robust accuracy beside peers."""
+"""Square Attack: the reference's schedule, windows and iterates; its own promises; robust accuracy beside peers."""
 
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,10 @@ def test_the_windows_are_those_of_the_reference(monkeypatch: pytest.MonkeyPatch)
 
 
 # An l2 step is √(eps² − ‖δ‖²): where next to nothing is left, the last bit decides it and all that follows. Float64 and
-# this radius keep the walks clear of that.
+# this radius keep the runs clear of that.
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 2.0)])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 25, 25)])
-def test_the_walk_is_that_of_the_reference_given_its_draws(
+def test_every_iterate_is_that_of_the_reference_given_its_draws(
     norm: Norm, eps: float, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = pytest.importorskip("pyautoattack.square").SquareAttack
@@ -114,13 +114,13 @@ def test_the_walk_is_that_of_the_reference_given_its_draws(
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.8)])
 def test_the_margin_never_increases_and_the_best_point_asked_is_proposed(norm: Norm, eps: float) -> None:
     net = Recorded((3, 9, 9), 1000.0)
-    found = attacked(net, image((3, 9, 9)), norm, eps, queries=400)
+    proposal = attacked(net, image((3, 9, 9)), norm, eps, queries=400)
     asked = torch.cat(net.asked)
     margins = net.lead_at(asked)
-    assert found.queries.item() == len(margins) == 400
-    assert torch.equal(found.x_adv[0], asked[margins.argmin()])
+    assert proposal.queries.item() == len(margins) == 400
+    assert torch.equal(proposal.x_adv[0], asked[margins.argmin()])
     lows = torch.cummin(margins, 0).values
-    assert found.steps.item() == (lows[1:] < lows[:-1]).sum() > 10
+    assert proposal.steps.item() == (lows[1:] < lows[:-1]).sum() > 10
     # Every query is one patch away from the best point before it.
     for i in range(1, 400):
         changed = (asked[i] != asked[margins[:i].argmin()]).any(0)
@@ -152,11 +152,11 @@ def test_l2_points_keep_the_full_radius_where_the_box_does_not_bind(shape: tuple
 
 def test_l2_points_stay_in_the_ball_and_regain_what_the_box_took() -> None:
     x, net = image((3, 10, 10)).round(), Recorded((3, 10, 10), 1000.0)
-    found = attacked(net, x, "l2", 2.0, queries=300)
+    proposal = attacked(net, x, "l2", 2.0, queries=300)
     lengths = torch.stack([torch.linalg.vector_norm(point - x) for point in net.asked])
     assert (lengths <= 2.0 + 1e-5).all()
     assert lengths[0] < 1.6
-    assert torch.linalg.vector_norm(found.x_adv - x) > lengths[0]
+    assert torch.linalg.vector_norm(proposal.x_adv - x) > lengths[0]
 
 
 def test_squares_lie_inside_the_image_and_reach_every_place() -> None:
@@ -180,14 +180,14 @@ def test_it_finds_the_optimum_of_a_linear_function() -> None:
         ("l2", 0.3, 0.3 * net.w[0].norm(), 0.7),
     ):
         threat = Threat(norm, eps, (0.0, 200.0))  # type: ignore[arg-type]
-        found = Square(queries=1000).perturb(WhiteBoxModel(net, traced=False), x, y, threat, ExampleRng(0, range(4)))
-        gain = (net.logits(x)[:, 0] - net.logits(found.x_adv)[:, 0]).abs()
+        proposal = Square(queries=1000).perturb(WhiteBoxModel(net, traced=False), x, y, threat, ExampleRng(0, range(4)))
+        gain = (net.logits(x)[:, 0] - net.logits(proposal.x_adv)[:, 0]).abs()
         assert (gain <= best * 1.001).all()
         assert (gain >= least * best).all()
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.5)])
-def test_an_example_that_falls_is_asked_no_more_and_restarts_only_help(norm: Norm, eps: float) -> None:
+def test_an_example_that_is_fooled_is_asked_no_more_and_restarts_only_help(norm: Norm, eps: float) -> None:
     x = image((3, 8, 8), n=30)
     net = Recorded((3, 8, 8), 0.0)
     clean = net.logits(x)
@@ -195,28 +195,28 @@ def test_an_example_that_falls_is_asked_no_more_and_restarts_only_help(norm: Nor
     y, white_box = torch.zeros(30, dtype=torch.int64), WhiteBoxModel(net, traced=False)
     once = attacked(net, x, norm, eps, queries=2 * BLOCK + 10)
     assert sum(map(len, net.asked)) == once.queries.sum()
-    fell = white_box.fooled(once.x_adv, y)
-    assert 0 < fell.sum() < 30
-    assert (once.queries[~fell] == 2 * BLOCK + 10).all()
-    assert (once.queries[fell] < 2 * BLOCK + 10).any()
+    fooled = white_box.fooled(once.x_adv, y)
+    assert 0 < fooled.sum() < 30
+    assert (once.queries[~fooled] == 2 * BLOCK + 10).all()
+    assert (once.queries[fooled] < 2 * BLOCK + 10).any()
     thrice = attacked(net, x, norm, eps, queries=2 * BLOCK + 10, restarts=3)
-    assert torch.equal(thrice.x_adv[fell], once.x_adv[fell])
-    assert (thrice.queries[~fell] > 2 * BLOCK + 10).all()
+    assert torch.equal(thrice.x_adv[fooled], once.x_adv[fooled])
+    assert (thrice.queries[~fooled] > 2 * BLOCK + 10).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_all_examples_may_fall_at_the_same_query(norm: Norm) -> None:
+def test_all_examples_may_be_fooled_at_the_same_query(norm: Norm) -> None:
     net = Recorded((3, 8, 8), 0.0)
     x = image((3, 8, 8)).expand(3, -1, -1, -1)
     for lead in (-50.0, 50.0 if norm == "linf" else 10.0):
         net.lead[0] = lead
         threat = Threat(norm, 1.0 if norm == "linf" else 9.0)
-        found = Square(queries=100).perturb(
+        proposal = Square(queries=100).perturb(
             WhiteBoxModel(net, traced=False), x, torch.zeros(3, dtype=torch.int64), threat, ExampleRng(0, [7] * 3)
         )
-        assert (found.queries == found.queries[0]).all()
-        assert WhiteBoxModel(net).fooled(found.x_adv, torch.zeros(3, dtype=torch.int64)).all()
-        assert (found.queries[0] == 1) == (lead < 0)
+        assert (proposal.queries == proposal.queries[0]).all()
+        assert WhiteBoxModel(net).fooled(proposal.x_adv, torch.zeros(3, dtype=torch.int64)).all()
+        assert (proposal.queries[0] == 1) == (lead < 0)
 
 
 def test_parameters_are_checked() -> None:
@@ -251,7 +251,7 @@ def test_robust_accuracy_on_a_real_network_is_not_above_that_of_peers(
         aa.SquareAttack(resnet, norm=kind, n_queries=199, eps=eps, seed=0, device="cpu").perturb(x, y),
         ta.Square(resnet, norm=kind, eps=eps, n_queries=199, seed=0)(x, y),
     ]
-    found = Square(queries=200).perturb(white_box, x, y, Threat(norm, eps), ExampleRng(0, range(len(y))))
-    stands = int((~white_box.fooled(found.x_adv, y)).sum())
+    proposal = Square(queries=200).perturb(white_box, x, y, Threat(norm, eps), ExampleRng(0, range(len(y))))
+    robust = int((~white_box.fooled(proposal.x_adv, y)).sum())
     for other in others:
-        assert stands / len(y) <= wilson(int((~white_box.fooled(other, y)).sum()), len(y)).high
+        assert robust / len(y) <= wilson(int((~white_box.fooled(other, y)).sum()), len(y)).high

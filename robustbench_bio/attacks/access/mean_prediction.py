@@ -15,7 +15,7 @@ DRAWS = 20
 
 
 @contextlib.contextmanager
-def drawing(*key: object, x: Tensor) -> Iterator[None]:
+def seeded_by_input(*key: object, x: Tensor) -> Iterator[None]:
     """Seed torch's global generators for the block from `key` and the content of x, and put them back afterwards.
 
     The same network asked the same question for the same purpose draws the same; another input, seed or purpose
@@ -32,19 +32,19 @@ def drawing(*key: object, x: Tensor) -> Iterator[None]:
 def is_random(model: nn.Module, x: Tensor) -> bool:
     """Tell whether the model's logits for x [n, C, H, W] change from one call to the next, beyond rounding."""
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-        first, second = model(x), model(x)
-    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or first.shape != second.shape:
+        logits, again = model(x), model(x)
+    if not isinstance(logits, Tensor) or not isinstance(again, Tensor) or logits.shape != again.shape:
         return False  # the gate will say what is wrong with it
-    return bool((second - first).abs().max() > TOLERANCE * (first.std(correction=0) + 1e-6))
+    return bool((again - logits).abs().max() > TOLERANCE * (logits.std(correction=0) + 1e-6))
 
 
 class MeanPrediction(nn.Module):
     """A random network as the classifier that it is on average.
 
     x [n, C, H, W] → log of the mean softmax over `draws` forward passes, [n, K]. So no single lucky draw counts, for
-    the network or against it: an example has fallen where the mean probability of a wrong class is the largest.
+    the network or against it: it is fooled where the mean probability of a wrong class is the largest.
 
-    Draws come from torch's global generator, seeded by `drawing`; they belong to a batch, so a random network's
+    Draws come from torch's global generator, seeded by `seeded_by_input`; they belong to a batch, so a random network's
     outcome may change with the batch size, within the noise of `draws` passes.
 
     Args:
@@ -61,7 +61,8 @@ class MeanPrediction(nn.Module):
         self.draws, self.seed, self.purpose = draws, seed, purpose
 
     def forward(self, x: Tensor) -> Tensor:
-        with drawing("votes", self.seed, self.purpose, x=x):
+        # The first word is part of the seed: another one would draw anew for every stored result.
+        with seeded_by_input("votes", self.seed, self.purpose, x=x):
             logits: Tensor = self.model(x)
             if not isinstance(logits, Tensor) or logits.ndim != 2:
                 return logits  # the gate will say what is wrong with it

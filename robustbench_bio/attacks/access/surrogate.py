@@ -14,10 +14,11 @@ from robustbench_bio.records.gradient import EXACT, Gradient
 
 _aten = torch.ops.aten
 
-_COMPARISONS = {
-    _aten.gt.Scalar: 1, _aten.gt.Tensor: 1, _aten.ge.Scalar: 1, _aten.ge.Tensor: 1,
-    _aten.lt.Scalar: -1, _aten.lt.Tensor: -1, _aten.le.Scalar: -1, _aten.le.Tensor: -1,
-}  # fmt: skip
+#: Comparisons, and whether their answer rises or falls with their first argument.
+_COMPARISONS = dict.fromkeys((_aten.gt.Scalar, _aten.gt.Tensor, _aten.ge.Scalar, _aten.ge.Tensor), 1) | dict.fromkeys(
+    (_aten.lt.Scalar, _aten.lt.Tensor, _aten.le.Scalar, _aten.le.Tensor), -1
+)
+#: Signs and their like, and the height of their step.
 _SIGNS = {_aten.sign.default: 2.0, _aten.heaviside.default: 1.0}
 _STAIRS = {_aten.round.default, _aten.floor.default, _aten.ceil.default, _aten.trunc.default}
 
@@ -42,8 +43,8 @@ def with_surrogates(graph: fx.GraphModule, name: str) -> fx.GraphModule:
     """
     derivative = surrogate(name)
     module = copy.deepcopy(graph)
-    found = [_with_surrogate(module, node, derivative) for node in list(module.graph.nodes)]
-    if not any(found):
+    replaced = [_with_surrogate(module, node, derivative) for node in list(module.graph.nodes)]
+    if not any(replaced):
         raise UserError(f"expected a network with thresholds or roundings for surrogate:{name}, got none: use exact")
     module.graph.eliminate_dead_code()
     module.recompile()
@@ -51,7 +52,7 @@ def with_surrogates(graph: fx.GraphModule, name: str) -> fx.GraphModule:
 
 
 def has_steps(graph: fx.GraphModule) -> bool:
-    """Tell whether a traced forward pass holds a step or a stair that `with_surrogates` would stand in for."""
+    """Tell whether a traced forward pass holds a step or a stair that `with_surrogates` would replace."""
     return any(
         node.target in _SIGNS
         or node.target in _STAIRS
@@ -87,19 +88,21 @@ def _with_surrogate(module: fx.GraphModule, node: fx.Node, derivative: Callable[
     side = _COMPARISONS[node.target]
 
     def step(u: Tensor, threshold: Any, hard: Tensor) -> Any:
+        # Only u - threshold decides the answer, so that a threshold that is learnt or adapts has a slope as well.
         away = u - threshold
         return _Step.apply(away, hard.to(away), lambda v: side * derivative(v))
 
+    # Where the answer only selects, as in `where`, the exact gradient is right as it is, and is left alone.
     uses = [use for use in node.users if _numeric(use)]
     if not uses:
         return False
     with module.graph.inserting_after(node):
-        soft = module.graph.call_function(step, (*node.args[:2], node))
+        replacement = module.graph.call_function(step, (*node.args[:2], node))
     for use in uses:
         if use.target in _CASTS:
-            use.replace_input_with(node, soft)
+            use.replace_input_with(node, replacement)
         else:
-            use.args = tuple(soft if argument is node else argument for argument in use.args)
+            use.args = tuple(replacement if argument is node else argument for argument in use.args)
     return True
 
 
@@ -111,11 +114,11 @@ def _numeric(use: fx.Node) -> bool:
     return bool(use.target == _aten.mul.Tensor)
 
 
-def _replace(module: fx.GraphModule, node: fx.Node, soft: Callable[[Tensor, Tensor], Any]) -> None:
-    """Let every user of `node` see soft(its first argument, its own value) instead."""
+def _replace(module: fx.GraphModule, node: fx.Node, surrogate_step: Callable[[Tensor, Tensor], Any]) -> None:
+    """Let every user of `node` see surrogate_step(its first argument, its own value) instead."""
     users = list(node.users)
     with module.graph.inserting_after(node):
-        new = module.graph.call_function(soft, (node.args[0], node))
+        new = module.graph.call_function(surrogate_step, (node.args[0], node))
     for use in users:
         use.replace_input_with(node, new)
 

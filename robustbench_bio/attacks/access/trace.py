@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from robustbench_bio.attacks.access.mean_prediction import drawing
+from robustbench_bio.attacks.access.mean_prediction import seeded_by_input
 
 _aten = torch.ops.aten
 _Mode = Literal["fake", "symbolic"]
@@ -50,15 +50,13 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     Raises:
         Untraceable: control flow depends on the data, or the graph gives other logits than the model.
     """
-    found = _cache.get(model)
-    if found is not None and found[0] == _state(model, x) and _agrees(model, found[1], x):
-        return found[1]
-    graph = _record(model, x)
-    _fold_norms(graph)
-    _trim_kernels(graph)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    if not _agrees(model, graph, x):
+    state, cached = _cache.get(model, (None, None))
+    if cached is not None and state == _state(model, x) and _agrees(model, cached, x):
+        return cached
+    graph = next((record for record in _records(model, x) if _agrees(model, record, x)), None)
+    if graph is not None:
+        _simplify(graph)
+    if graph is None or not _agrees(model, graph, x):
         raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
     _cache[model] = (_state(model, x), graph)
     return graph
@@ -70,10 +68,10 @@ _cache: "weakref.WeakKeyDictionary[nn.Module, tuple[object, fx.GraphModule]]" = 
 @torch.no_grad()
 def _agrees(model: nn.Module, graph: fx.GraphModule, x: Tensor) -> bool:
     # A random network agrees with its trace if both make the same of the same draws.
-    with drawing("trace", x=x):
+    with seeded_by_input("trace", x=x):
         expected = model(x)
     try:
-        with drawing("trace", x=x):
+        with seeded_by_input("trace", x=x):
             got = graph(laid_out(graph, x))
     except (RuntimeError, IndexError):  # a size that the graph holds as a number, and that another batch does not have
         return False
@@ -88,14 +86,14 @@ def _state(model: nn.Module, x: Tensor) -> object:
     return x.shape[1:], x.dtype, x.device, [(t.data_ptr(), t._version) for t in tensors]
 
 
-def _record(model: nn.Module, x: Tensor) -> fx.GraphModule:
-    graph = next(filter(lambda found: _agrees(model, found, x), _records(model, x)), None)
-    if graph is None:
-        raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
+def _simplify(graph: fx.GraphModule) -> None:
     # Constants of the graph are the model's own parameters and buffers: copies, so that folding leaves those alone.
     for name, value in [*graph.named_parameters(), *graph.named_buffers()]:
         _set(graph, name, value)
-    return graph
+    _fold_norms(graph)
+    _trim_kernels(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
 
 
 def _records(model: nn.Module, x: Tensor) -> Iterator[fx.GraphModule]:
@@ -113,7 +111,7 @@ def _records(model: nn.Module, x: Tensor) -> Iterator[fx.GraphModule]:
 
 def _recorded(model: nn.Module, probe: Tensor, x: Tensor, mode: _Mode) -> fx.GraphModule:
     try:
-        with torch.no_grad(), drawing("trace", x=x):
+        with torch.no_grad(), seeded_by_input("trace", x=x):
             graph = make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(probe)
     except Exception as error:  # noqa: BLE001  (whatever the user's code raises inside a trace)
         raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
@@ -157,6 +155,7 @@ def laid_out(module: nn.Module, x: Tensor) -> Tensor:
 
 def _set(graph: fx.GraphModule, name: str, value: Tensor) -> None:
     value = value.detach().clone()
+    # Kernels in the order of the inputs (`laid_out`): otherwise every pass would turn one of them around.
     if value.ndim == 4:
         value = value.contiguous(memory_format=torch.channels_last)
     if hasattr(graph, name):
@@ -172,6 +171,7 @@ def _fold_norms(module: fx.GraphModule) -> None:
         x, weight, bias, mean, variance, *_, eps = node.args
         if any(n is not None and n.op != "get_attr" for n in (weight, bias, mean, variance)):
             continue
+        # In float64, so that the folded weights are rounded once and stay as near to the network as float32 allows.
         scale = 1 / torch.sqrt(_value(module, variance).double() + eps)
         if weight is not None:
             scale = scale * _value(module, weight).double()
@@ -188,7 +188,7 @@ def _into_convolution(
 ) -> fx.Node | None:
     """Give the convolution `x` the weights that also do what `norm` does; None if somebody else sees its output."""
     if x.target != _aten.convolution.default or x.args[6]:
-        return None
+        return None  # a transposed one has its output channels on another axis
     if any(use is not norm and use.target != _aten.sym_size.int for use in x.users):
         return None
     weight, bias = x.args[1], x.args[2]
@@ -246,6 +246,7 @@ def _multiply_add(module: fx.GraphModule, x: fx.Node, norm: fx.Node, scale: Tens
         _set(module, f"{name}_{i}", value.view(1, -1, *[1] * (ndim - 2)).to(dtype))
     with module.graph.inserting_before(norm):
         a, b = module.graph.get_attr(f"scale_{i}"), module.graph.get_attr(f"shift_{i}")
+        # One operation instead of two: small networks spend their time on calls, not on sums.
         scaled = module.graph.call_function(_aten.addcmul.default, (b, x, a))
     scaled.meta["val"] = x.meta["val"]
     return scaled

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from robustbench_bio.attacks.access.mean_prediction import MeanPrediction, drawing, mean_prediction
+from robustbench_bio.attacks.access.mean_prediction import MeanPrediction, mean_prediction, seeded_by_input
 from robustbench_bio.attacks.access.surrogate import with_surrogates
 from robustbench_bio.attacks.access.trace import TOLERANCE, Untraceable, laid_out, trace
 from robustbench_bio.core.errors import UserError
@@ -37,11 +37,11 @@ class WhiteBoxModel:
     """White-box access to a network that stays as it is.
 
     The exact gradient does not trust the network's own backward pass: it comes from a trace of the forward
-    pass (`traced.trace`), so that learning rules and other custom autograd functions cannot bend it.
+    pass (`trace.trace`), so that learning rules and other custom autograd functions cannot bend it.
 
     Args:
         model: the network, in eval mode; x [n, C, H, W] in [0, 1] → logits [n, K].
-        gradient: "exact", "rule", "surrogate:NAME", each also averaged over draws: see `gradients.Gradient`.
+        gradient: "exact", "rule", "surrogate:NAME", each also averaged over draws: see `records.gradient.Gradient`.
         precision: of the passes that make gradients; `logits` is always float32.
         traced: False differentiates the modules by autograd, for networks known to be honest whose weights
             change too often to be traced, such as one in training.
@@ -50,7 +50,7 @@ class WhiteBoxModel:
 
     Attributes:
         notices: what a reader of the result should know, such as a network that cannot be traced.
-        random: whether the network is; the first point that fools it may be luck, so no walk should end there.
+        random: whether the network is; the first point that fools it may be luck, so no run should end there.
 
     Raises:
         UserError: a rule gradient is asked of a network without rules, or a gradient or surrogate that is none.
@@ -83,6 +83,11 @@ class WhiteBoxModel:
             raise UserError("expected a network with learning rules for gradient 'rule', got one without: use 'exact'")
         if self.kind.surrogate:
             surrogate(self.kind.surrogate)
+
+    def notice(self, text: str) -> None:
+        """Tell the reader of the result once."""
+        if text not in self.notices:
+            self.notices.append(text)
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -127,6 +132,7 @@ class WhiteBoxModel:
         """Return `fooled`, with the network's own answer where it is doubtful."""
         if not doubtful.any():
             return fooled
+        # Only these rows: a second forward pass for all at each step would add a third to the cost of an attack.
         rows = doubtful.nonzero().flatten()
         return fooled.index_put((rows,), self.logits(x[rows]).argmax(1) != y[rows])
 
@@ -149,7 +155,7 @@ class WhiteBoxModel:
 
     def _mean_gradient(self, x: Tensor, against: Tensor, loss: AttackLoss) -> InputGradient:
         """Return the mean of several draws' gradients, and the log of their mean softmax."""
-        with drawing("gradient", self._seed, x=x):
+        with seeded_by_input("gradient", self._seed, x=x):
             draws = [self._gradient(x, against, loss) for _ in range(self.kind.draws)]
         return InputGradient(
             torch.stack([draw.gradient for draw in draws]).mean(0), mean_prediction([draw.logits for draw in draws])
@@ -161,16 +167,18 @@ class WhiteBoxModel:
 
         if self.kind.source == "rule":
             assert self._rules is not None  # noqa: S101
+            # The rules own this backward pass: the trace, which has none of them, cannot stand in for the network.
             with _frozen(self.model), self._autocast(x.device):
-                found = self._rules.input_gradient(self.model, x, per_example)
-            return InputGradient(found.gradient.float(), found.logits.float())
+                of_rules = self._rules.input_gradient(self.model, x, per_example)
+            return InputGradient(of_rules.gradient.float(), of_rules.logits.float())
         with torch.enable_grad():
             forward = self._differentiable(x)
             x = laid_out(forward, x.detach()).requires_grad_(True)
             logits = forward(x.bfloat16() if self._half else x)
             gradient = slope(per_example(logits).sum(), x)
-        if gradient is None and self._graph is not None and NO_SLOPE not in self.notices:
-            self.notices.append(NO_SLOPE)
+        # Only of a trace is a missing path the network's own doing: a module's backward pass may just have cut it.
+        if gradient is None and self._graph is not None:
+            self.notice(NO_SLOPE)
         return InputGradient(torch.zeros_like(x) if gradient is None else gradient, logits.detach().float())
 
     def _differentiable(self, x: Tensor) -> nn.Module:
@@ -178,7 +186,7 @@ class WhiteBoxModel:
         if self._forward is None:
             forward = self._recorded(x) or self.model
             if self._untraceable:
-                self.notices.append(f"not traced, autograd of the modules is trusted: {self._untraceable}")
+                self.notice(f"not traced, autograd of the modules is trusted: {self._untraceable}")
             if self.kind.surrogate:
                 if not isinstance(forward, fx.GraphModule):
                     raise UserError(f"expected a network that can be traced for a surrogate, got {self._untraceable}")
@@ -194,9 +202,7 @@ class WhiteBoxModel:
             with torch.no_grad():
                 half(laid_out(half, x.detach()[:2]).bfloat16())
         except RuntimeError as error:
-            self.notices.append(
-                f"float32 gradients, bfloat16 does not run on this network: {str(error).splitlines()[0]}"
-            )
+            self.notice(f"float32 gradients, bfloat16 does not run on this network: {str(error).splitlines()[0]}")
             return forward
         self._half = True
         return half

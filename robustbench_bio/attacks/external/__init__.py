@@ -1,5 +1,8 @@
-"""Backends: other libraries that run an attack in place of ours, under the same gate and the same judge."""
+"""Backends: other libraries that run an attack in place of ours, under the same gate and the same judge.
 
-from robustbench_bio.attacks.external.base import BACKENDS, NATIVE, Backend, Cell, Job, Peer, names, peer
+One module for each library; another one registers a `Backend` in `BACKENDS` and is found by its name.
+"""
 
-__all__ = ["BACKENDS", "NATIVE", "Backend", "Cell", "Job", "Peer", "names", "peer"]
+from robustbench_bio.attacks.external.base import BACKENDS, NATIVE, Backend, Job, Peer, PeerAttack, names, peer
+
+__all__ = ["BACKENDS", "NATIVE", "Backend", "Job", "Peer", "PeerAttack", "names", "peer"]

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Self, final
 
 import numpy as np
@@ -28,8 +29,8 @@ from robustbench_bio.rules import LayerRules
 #: The attacks of this package, which need no library.
 NATIVE = "native"
 
-#: A library's attack, ready to go: x [n, C, H, W], y [n] → x_adv.
-Run = Callable[[Tensor, Tensor], Tensor]
+#: A library's attack with its parameters set: x [n, C, H, W], y [n] → x_adv.
+Perturb = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Job:
         classes: number of logits.
         device: of inputs and network.
         seed: for libraries that want one; the global generators are seeded already.
-        tell: takes what a reader of the result should know.
+        notice: takes what a reader of the result should know.
     """
 
     net: nn.Module
@@ -54,18 +55,18 @@ class Job:
     classes: int
     device: torch.device
     seed: int
-    tell: Callable[[str], None]
+    notice: Callable[[str], None]
 
     def targets(self, wanted: int) -> int:
         """Return how many wrong classes there are to aim at, at most `wanted`."""
         if self.classes <= wanted:
-            self.tell(f"{wanted} target classes asked for, {self.classes - 1} used: there are {self.classes} classes")
+            self.notice(f"{wanted} target classes asked for, {self.classes - 1} used: there are {self.classes} classes")
         return min(wanted, self.classes - 1)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """How one library runs one attack.
+class PeerAttack:
+    """How one library runs one of our attacks.
 
     Attributes:
         norms: the threat models that it serves.
@@ -76,7 +77,7 @@ class Cell:
     """
 
     norms: frozenset[Norm]
-    build: Callable[[Job], Run]
+    build: Callable[[Job], Perturb]
     fixed: Mapping[str, Scalar | None] = field(default_factory=dict)
     classes: int = 2
 
@@ -87,11 +88,11 @@ class Backend:
 
     Attributes:
         module: the name to import and to install.
-        cells: name of an attack → how the library runs it.
+        attacks: name of one of ours → how the library runs it.
     """
 
     module: str
-    cells: Mapping[str, Cell]
+    attacks: Mapping[str, PeerAttack]
 
     def require(self) -> None:
         """Raise `UserError` with the remedy unless the library can be imported."""
@@ -121,12 +122,13 @@ def peer(backend: str, attack: str, norm: Norm, params: dict[str, Any], precisio
     if backend not in BACKENDS:
         raise UserError(unknown("backend", backend, names()))
     native, library = make(attack, norm, params), BACKENDS.get(backend)
-    cell = library.cells.get(attack)
-    if cell is None:
-        raise UserError(f"expected an attack that {backend} has ({', '.join(library.cells)}), got {attack}")
-    if norm not in cell.norms:
-        raise UserError(f"expected a norm that {backend} serves with {attack} ({_listed(cell.norms)}), got {norm}")
-    for key, value in cell.fixed.items():
+    theirs = library.attacks.get(attack)
+    if theirs is None:
+        raise UserError(f"expected an attack that {backend} has ({', '.join(library.attacks)}), got {attack}")
+    if norm not in theirs.norms:
+        served = ", ".join(sorted(theirs.norms))
+        raise UserError(f"expected a norm that {backend} serves with {attack} ({served}), got {norm}")
+    for key, value in theirs.fixed.items():
         if key in params and params[key] != value:
             always = "has no such parameter" if value is None else f"has {key} = {value} always"
             raise UserError(
@@ -135,11 +137,7 @@ def peer(backend: str, attack: str, norm: Norm, params: dict[str, Any], precisio
     if precision == "bfloat16":
         raise UserError(f"expected precision float32 for {backend}, got bfloat16: only native has it")
     library.require()
-    return Peer(backend=backend, attack=attack, native=native, cell=cell)
-
-
-def _listed(norms: frozenset[Norm]) -> str:
-    return ", ".join(sorted(norms))
+    return Peer(backend=backend, attack=attack, native=native, theirs=theirs)
 
 
 @final
@@ -160,7 +158,7 @@ class Peer(Attack):
         backend: name of the library.
         attack: name of our attack.
         native: our attack with its parameters.
-        cell: how the library runs it.
+        theirs: how the library runs it.
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset(NORMS)
@@ -168,7 +166,7 @@ class Peer(Attack):
     backend: str
     attack: str
     native: Attack
-    cell: Cell
+    theirs: PeerAttack
 
     def __repr__(self) -> str:
         return f"{self.attack} of {self.backend}"
@@ -176,7 +174,7 @@ class Peer(Attack):
     @property
     def params(self) -> dict[str, Any]:
         """Parameters with the values that the library works with, for the record."""
-        return dataclasses.asdict(self.native) | dict(self.cell.fixed)
+        return dataclasses.asdict(self.native) | dict(self.theirs.fixed)
 
     def brief(self) -> Self:
         return dataclasses.replace(self, native=self.native.brief())
@@ -192,28 +190,34 @@ class Peer(Attack):
         seed = _seed(rng.seed, rng.ids[0])
         x = x.detach().contiguous(memory_format=torch.contiguous_format)
         run = self._build(model, net, threat, x, seed)
-        with self._rules(model), _contained(model.model, seed), torch.enable_grad():
+        with self._rules(model), _isolated(model.model, seed), torch.enable_grad():
             x_adv = run(x.clone(), y.clone()).detach()
         if net.differentiated and model.kind.source == "exact":
-            self._tell(model, "trusts the network's own backward pass")
+            self._notice(model, "trusts the network's own backward pass")
         return Proposal(x_adv, torch.full_like(y, round(net.rows / len(y))), torch.zeros_like(y))
 
-    def _build(self, model: WhiteBoxModel, net: nn.Module, threat: Threat, x: Tensor, seed: int) -> Run:
+    def _build(self, model: WhiteBoxModel, net: nn.Module, threat: Threat, x: Tensor, seed: int) -> Perturb:
         classes = model.logits(x[:1]).shape[1]
-        if classes < self.cell.classes:
+        if classes < self.theirs.classes:
             raise UserError(
-                f"expected at least {self.cell.classes} classes for the {self}, got {classes}: use backend native"
+                f"expected at least {self.theirs.classes} classes for the {self}, got {classes}: use backend native"
             )
         channels, height, width = x.shape[1:]
         job = Job(
-            net, self.native, threat, (channels, height, width), classes, x.device, seed,
-            lambda text: self._tell(model, text),
-        )  # fmt: skip
+            net=net,
+            attack=self.native,
+            threat=threat,
+            shape=(channels, height, width),
+            classes=classes,
+            device=x.device,
+            seed=seed,
+            notice=partial(self._notice, model),
+        )
         with _quiet():
-            return self.cell.build(job)
+            return self.theirs.build(job)
 
-    def _tell(self, model: WhiteBoxModel, text: str) -> None:
-        """Tell the reader once, whatever the numbers in it."""
+    def _notice(self, model: WhiteBoxModel, text: str) -> None:
+        """Tell the reader of the result once, whatever the numbers in the text: each batch may count others."""
         text = f"{self.backend}: {text}"
         if _wording(text) not in map(_wording, model.notices):
             model.notices.append(text)
@@ -269,25 +273,25 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _contained(net: nn.Module, seed: int) -> Iterator[None]:
+def _isolated(net: nn.Module, seed: int) -> Iterator[None]:
     """Seed the global generators for the block, and leave behind no trace of a library that ran in it."""
     modes = [(module, module.training) for module in net.modules()]
-    learning = [(p, p.requires_grad, p.grad) for p in net.parameters()]
-    theirs, ours, tracer = np.random.get_state(), random.getstate(), sys.gettrace()  # noqa: NPY002
+    parameters = [(p, p.requires_grad, p.grad) for p in net.parameters()]
+    numpy_state, python_state, tracer = np.random.get_state(), random.getstate(), sys.gettrace()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))), _quiet():
             torch.manual_seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             random.seed(seed)
-            for p, _, _ in learning:
+            for p, _, _ in parameters:
                 p.requires_grad_(False)  # the libraries have no use for the parameters' gradients
             yield
     finally:
-        np.random.set_state(theirs)  # noqa: NPY002
-        random.setstate(ours)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
         sys.settrace(tracer)
         for module, mode in modes:
             module.training = mode
-        for p, wanted, grad in learning:
+        for p, wanted, grad in parameters:
             p.requires_grad_(wanted)
             p.grad = grad

@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from robustbench_bio.attacks.external.base import BACKENDS, Backend, Cell, Job, Run
+from robustbench_bio.attacks.external.base import BACKENDS, Backend, Job, PeerAttack, Perturb
 from robustbench_bio.records.threat import Norm
 
 _NAMES: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
 _NORMS: frozenset[Norm] = frozenset(_NAMES)
 
-#: Its loops walk to the end and return the last point.
+#: Its loops make all steps and return the last point.
 _LAST_POINT = {"early_exit": False}
 
 
-def _attack(job: Job, name: str, restarts: int = 1, **settings: Any) -> Run:
+def _attack(job: Job, name: str, restarts: int = 1, **settings: Any) -> Perturb:
     """Return the attack; of its restarts, all for all examples, the first success counts."""
     from foolbox import attacks
     from foolbox.models.pytorch import PyTorchModel
@@ -21,40 +21,34 @@ def _attack(job: Job, name: str, restarts: int = 1, **settings: Any) -> Run:
     if restarts > 1:
         attack = attack.repeat(restarts)
     model = PyTorchModel(job.net, bounds=job.threat.bounds, device=job.device)
-    # The first of three is what was found, the second is clipped to the ball: the judge wants to see the former.
+    # The first of three is its last point, the second is clipped to the ball: the judge wants to see the former.
     return lambda x, y: attack(model, x, y, epsilons=job.threat.eps)[0]
 
 
-def _fgsm(job: Job) -> Run:
+def _fgsm(job: Job) -> Perturb:
     return _attack(job, "FastGradientAttack")
 
 
-def _pgd(job: Job) -> Run:
+def _pgd(job: Job) -> Perturb:
     ours = job.attack
-    step = 2.5 * job.threat.eps / ours.steps if ours.step_size is None else ours.step_size
-    return _attack(
-        job, "ProjectedGradientDescentAttack", ours.restarts,
-        abs_stepsize=step, steps=ours.steps, random_start=ours.random_start,
-    )  # fmt: skip
+    settings = {"abs_stepsize": ours.step_at(job.threat.eps), "steps": ours.steps, "random_start": ours.random_start}
+    return _attack(job, "ProjectedGradientDescentAttack", ours.restarts, **settings)
 
 
-def _mi_fgsm(job: Job) -> Run:
+def _mi_fgsm(job: Job) -> Perturb:
     """Return its attack, which unlike the paper sums up signs (l2: unit vectors), not gradients of unit l1 norm."""
     ours = job.attack
-    step = job.threat.eps / ours.steps if ours.step_size is None else ours.step_size
-    return _attack(
-        job, "MomentumIterativeFastGradientMethod",
-        abs_stepsize=step, steps=ours.steps, momentum=ours.decay, random_start=False,
-    )  # fmt: skip
+    settings = {"abs_stepsize": ours.step_at(job.threat.eps), "steps": ours.steps, "momentum": ours.decay}
+    return _attack(job, "MomentumIterativeFastGradientMethod", **settings, random_start=False)
 
 
 BACKENDS.register("foolbox")(
     Backend(
         "foolbox",
         {
-            "fgsm": Cell(_NORMS, _fgsm),
-            "pgd": Cell(_NORMS, _pgd, _LAST_POINT),
-            "mi-fgsm": Cell(_NORMS, _mi_fgsm, _LAST_POINT),
+            "fgsm": PeerAttack(_NORMS, _fgsm),
+            "pgd": PeerAttack(_NORMS, _pgd, _LAST_POINT),
+            "mi-fgsm": PeerAttack(_NORMS, _mi_fgsm, _LAST_POINT),
         },
     )
 )

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_bio.attacks.base import at_least
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.search.base import ENGINES, Found, Task
 from robustbench_bio.search.supernet.learning import SupernetEngine, SupernetSearch, frozen
 from robustbench_bio.training import loop as train

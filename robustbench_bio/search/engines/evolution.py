@@ -7,8 +7,8 @@ from typing import Any, ClassVar, final
 
 import torch
 
-from robustbench_bio.attacks.base import at_least
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.search.base import ENGINES, Task

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustbench_bio import nets, rules
-from robustbench_bio.attacks.base import at_least
 from robustbench_bio.core.errors import DivergedError, UserError
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.nets.base import Inputs

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, final
 
-from robustbench_bio.attacks.base import at_least
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.search.base import ENGINES, Task

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_bio import rules
-from robustbench_bio.attacks.base import at_least
 from robustbench_bio.core.errors import DivergedError, UserError
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.records.card import Recipe
 from robustbench_bio.rules import LayerRules, RuleOptions
