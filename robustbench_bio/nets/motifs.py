@@ -152,7 +152,7 @@ class MotifNet(Net):
         neurons: Literal["lif", "relu"] = "lif",
         tau: float = 2.0,
         threshold: float = 0.5,
-        surrogate: str = "qgate",
+        surrogate: str = "triangle",
     ) -> None:
         super().__init__(inputs)
         if not isinstance(genotype, MotifGenotype):

@@ -36,7 +36,7 @@ class LIF(nn.Module):
         UserError: a value out of its range, or no such surrogate.
     """
 
-    def __init__(self, tau: float = 2.0, threshold: float = 0.5, surrogate: str = "qgate") -> None:
+    def __init__(self, tau: float = 2.0, threshold: float = 0.5, surrogate: str = "triangle") -> None:
         super().__init__()
         self.tau = real("tau", tau, 1, 1e6)
         self.threshold = real("threshold", threshold, 1e-6, 1e6)
@@ -162,7 +162,7 @@ class SpikingResNet(Net):
         coding: Coding = "direct",
         tau: float = 2.0,
         threshold: float = 0.5,
-        surrogate: str = "qgate",
+        surrogate: str = "triangle",
     ) -> None:
         super().__init__(inputs)
         whole("blocks", blocks)
@@ -228,7 +228,7 @@ class SpikingCnn(Net):
         steps: int = 4,
         tau: float = 2.0,
         threshold: float = 0.5,
-        surrogate: str = "qgate",
+        surrogate: str = "triangle",
     ) -> None:
         super().__init__(inputs)
         channels = [2 * inputs.shape[0], *wholes("widths", widths, at_least=1)]

@@ -489,6 +489,6 @@ def test_a_network_with_thresholds_is_put_to_surrogates_instead_of_the_exact_gra
              for name in ("stdp-spiking-cnn", "bp-resnet20")}  # fmt: skip
     assert asked["bp-resnet20"] == [("autoattack", "exact"), ("square", "exact"), ("one-pixel", "exact")]
     assert asked["stdp-spiking-cnn"] == [
-        ("autoattack", "surrogate:qgate"), ("autoattack", "surrogate:arctan"), ("square", "exact"),
+        ("autoattack", "surrogate:triangle"), ("autoattack", "surrogate:arctan"), ("square", "exact"),
         ("one-pixel", "exact"),
     ]  # fmt: skip

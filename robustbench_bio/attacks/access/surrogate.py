@@ -137,4 +137,4 @@ class _Step(torch.autograd.Function):
 
 #: Gradients that stand in for the exact one of a spiking network, robust being what withstands all of them: the one
 #: that it usually learns by, and one that is nowhere flat.
-ATTACKED_BY = ("surrogate:qgate", "surrogate:arctan")
+ATTACKED_BY = ("surrogate:triangle", "surrogate:arctan")
