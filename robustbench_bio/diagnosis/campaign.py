@@ -214,7 +214,7 @@ def probe(
     question = _Question(
         n_examples=n_examples, weights_sha256=fingerprint(net),
         data_sha256=data_hash(*data, list(range(len(data[1])))), norm=norm, eps=eps,
-        gradient=asked, seed=seed, rules=json.dumps(rules and [rules.assignment, vars(rules.options)]),
+        gradient=asked, seed=seed, rules=json.dumps(rules and [rules.assignment, rules.option_values]),
     )  # fmt: skip
     found = store.recall(question, label, Diagnosis)
     if found is not None:

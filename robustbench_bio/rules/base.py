@@ -6,68 +6,23 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import Registry
 from robustbench_bio.core.rng import torch_generator
+from robustbench_bio.records.genotype import declare_suffix
+from robustbench_bio.rules.options import RuleOptions, own_options
 
 Layer = nn.Conv2d | nn.Linear
 
+K = TypeVar("K", bound="type[Rule] | type[NetworkRule]")
+
 #: Logits [N, K] → loss per example [N].
 Loss = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class RuleOptions:
-    """Switches shared by the rules; the defaults are the clean behaviour, the rest reproduces released code.
-
-    Args:
-        init: law of the feedback matrices, and of the weights when they are drawn with them: "xavier"
-            U(±√(6/(fan_in+fan_out))), "kaiming" U(±1/√fan_in) (PyTorch's own default for conv and linear).
-        fan: "grouped" counts the weights that really meet one unit; "reference" takes the tensor shape, as
-            BioTorch does, which makes depthwise feedback weaker.
-        brsf_redraw: "step" redraws |M| once per optimiser step from a private stream; "forward" in every
-            training or rule-gradient forward, evaluation included, as BioTorch does.
-        dfa_pass: what a dfa layer hands down: "input" a projection of the error, so that layers of other
-            rules below still learn; "stop" nothing, which only a chain of dfa layers can use.
-        local_pass: what a Hebbian or stdp layer hands down: "exact" gradient through its weights, or "stop".
-        local_lr: learning rate of the Hebbian and stdp layers.
-        softhebb_inverse_temperature: t in p = softmax(t·u).
-        stdp_tau_pre: time constant of the traces of incoming spikes, in steps, at least 1.
-        stdp_tau_post: the same for outgoing spikes.
-        stdp_low, stdp_high: bounds of the weights under stdp.
-        stdp_depression: strength of depression over that of potentiation.
-        stdp_power: μ of the soft bounds: potentiation ∝ (high − w)^μ, depression ∝ (w − low)^μ.
-        stdp_rivals: at each position, only the neuron that fires first learns; off, all learn that fire.
-        stdp_reward: "none", or "label": changes are multiplied by 2·p − 1, p the label's probability.
-        pc_beta: precision of the output over that of the hidden layers.
-        pc_steps: inference steps T.
-        pc_gamma: inference step size γ.
-        pc_fixed_prediction: keep predictions and derivatives at their feed-forward values during inference.
-    """
-
-    init: Literal["xavier", "kaiming"] = "xavier"
-    fan: Literal["grouped", "reference"] = "grouped"
-    brsf_redraw: Literal["step", "forward"] = "step"
-    dfa_pass: Literal["input", "stop"] = "input"
-    local_pass: Literal["exact", "stop"] = "exact"
-    local_lr: float = 0.01
-    softhebb_inverse_temperature: float = 1.0
-    stdp_tau_pre: float = 2.0
-    stdp_tau_post: float = 2.0
-    stdp_low: float = -1.0
-    stdp_high: float = 1.0
-    stdp_depression: float = 1.0
-    stdp_power: float = 1.0
-    stdp_rivals: bool = True
-    stdp_reward: Literal["none", "label"] = "none"
-    pc_beta: float = 1.0
-    pc_steps: int = 20
-    pc_gamma: float = 0.1
-    pc_fixed_prediction: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +32,7 @@ class Draw:
     Args:
         seed: of the whole network's rules.
         layer: name of the layer.
-        options: the rules' switches.
+        options: the rule's own.
         classes: number of logits, for rules that project the output error.
     """
 
@@ -96,17 +51,21 @@ class Draw:
         return self.uniform(layer.weight.shape, init_bound(layer, self.options), purpose).to(layer.weight)
 
 
-def fans(layer: Layer, options: RuleOptions) -> tuple[int, int]:
-    """Return (fan_in, fan_out) of a layer."""
+def fans(layer: Layer) -> tuple[int, int]:
+    """Return (fan_in, fan_out) of a layer: how many weights really meet one unit.
+
+    On purpose different from BioTorch, which takes all output channels of a grouped convolution for its fan_out, and
+    so makes the feedback of depthwise ones far too weak.
+    """
     weight = layer.weight
     window = weight[0, 0].numel() if weight.ndim > 2 else 1
-    groups = layer.groups if isinstance(layer, nn.Conv2d) and options.fan == "grouped" else 1
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     return weight.shape[1] * window, weight.shape[0] // groups * window
 
 
 def init_bound(layer: Layer, options: RuleOptions) -> float:
     """Return the half-width of the uniform law of the layer's initial weights."""
-    fan_in, fan_out = fans(layer, options)
+    fan_in, fan_out = fans(layer)
     return math.sqrt(6 / (fan_in + fan_out)) if options.init == "xavier" else 1 / math.sqrt(fan_in)
 
 
@@ -131,7 +90,21 @@ class OutputError:
         self.value = gradient
 
 
-class Rule(nn.Module, ABC):
+class LearningRule:
+    """What every rule declares, be it a `Rule` of single layers or a `NetworkRule` that owns the whole network.
+
+    Class attributes:
+        takes: its options, `RuleOptions` or an extension of them beside the rule.
+        suffix: how genotypes write it behind an operation, "soft" in conv_7x1_1x7_soft; "" if they cannot.
+        sees_labels: whether it can train the layer that yields the logits; an assignment leaves it to bp if not.
+    """
+
+    takes: ClassVar[type[RuleOptions]] = RuleOptions
+    suffix: ClassVar[str] = ""
+    sees_labels: ClassVar[bool] = True
+
+
+class Rule(nn.Module, LearningRule, ABC):
     """How one layer learns. Holds buffers only, never parameters, and never the layer itself.
 
     A concrete rule is registered under its name and takes (layer, draw).
@@ -139,6 +112,8 @@ class Rule(nn.Module, ABC):
 
     #: True if the rule changes the layer's weight itself: the optimiser must leave that weight alone.
     local: ClassVar[bool] = False
+
+    options: RuleOptions
 
     def __init__(self, layer: Layer, draw: Draw) -> None:
         del layer
@@ -157,9 +132,6 @@ class Rule(nn.Module, ABC):
         """Do what happens once per optimiser step, after it: a redraw, a local update."""
 
 
-RULES: Registry[type[Rule]] = Registry("rule", "robustbench_bio.rules")
-
-
 class InputGradient(NamedTuple):
     """Gradient of the summed loss at the input, and the logits of the same forward pass."""
 
@@ -172,12 +144,13 @@ class RuleSet(nn.Module, ABC):
 
     Args:
         assignment: layer name → rule name, for the layers that are not plain bp.
+        values: what was set of the rules' options: name → checked value.
     """
 
-    def __init__(self, assignment: Mapping[str, str], options: RuleOptions) -> None:
+    def __init__(self, assignment: Mapping[str, str], values: Mapping[str, object]) -> None:
         super().__init__()
         self.assignment = dict(assignment)
-        self.options = options
+        self.option_values = dict(values)
 
     @abstractmethod
     def backward(self, model: nn.Module, x: Tensor, loss: Loss) -> Tensor:
@@ -198,6 +171,48 @@ class RuleSet(nn.Module, ABC):
         """Return the weights that the rules change themselves and the optimiser must not touch."""
         del model
         return []
+
+
+class NetworkRule(RuleSet, LearningRule):
+    """A rule that owns the backward pass of a whole network. Holds buffers only.
+
+    A concrete rule is registered under its name and refuses in `__init__` the networks that it cannot own.
+
+    Args:
+        model: the network.
+        assignment: each of its weight layers → the rule's own name.
+        values: of the rules' options, as `attach` has checked them; the rule takes its own.
+    """
+
+    def __init__(self, model: nn.Module, assignment: Mapping[str, str], values: Mapping[str, object]) -> None:
+        del model
+        super().__init__(assignment, values)
+        self.options = own_options(self.takes, values)
+
+
+class _Rules(Registry[type[Rule] | type[NetworkRule]]):
+    def register(self, name: str) -> Callable[[K], K]:
+        """Add a rule, and its suffix to those that genotypes may write."""
+        add = super().register(name)
+
+        def declare(kind: K) -> K:
+            add(kind)
+            if kind.suffix:
+                declare_suffix(name, kind.suffix)
+            return kind
+
+        return declare
+
+
+RULES = _Rules("rule", "robustbench_bio.rules")
+
+
+def layer_rule(name: str) -> type[Rule]:
+    """Return a rule of single layers, or raise `UserError`."""
+    kind = RULES.get(name)
+    if not issubclass(kind, Rule):
+        raise UserError(f"expected a rule of single layers, got {name}, which rules whole networks: assign it to all")
+    return kind
 
 
 @contextlib.contextmanager
@@ -227,20 +242,22 @@ class LayerRules(RuleSet):
     Args:
         model: the network, for the shapes of its layers.
         assignment: layer name → rule name, as `attach` has checked it.
-        options: switches for all rules.
+        values: of the rules' options, as `attach` has checked them; each rule takes its own.
         seed: of every feedback matrix.
         classes: number of logits.
     """
 
     def __init__(
-        self, model: nn.Module, assignment: Mapping[str, str], options: RuleOptions, seed: int, classes: int
+        self, model: nn.Module, assignment: Mapping[str, str], values: Mapping[str, object], seed: int, classes: int
     ) -> None:
-        super().__init__(assignment, options)
+        super().__init__(assignment, values)
         self.by_layer = nn.ModuleDict()
         for name, rule in assignment.items():
             layer = model.get_submodule(name)
             assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101  (`attach` checked the user's names)
-            self.by_layer[name.replace(".", "/")] = RULES.get(rule)(layer, Draw(seed, name, options, classes))
+            kind = layer_rule(rule)
+            draw = Draw(seed, name, own_options(kind.takes, values), classes)
+            self.by_layer[name.replace(".", "/")] = kind(layer, draw)
 
     def pairs(self, model: nn.Module) -> Iterator[tuple[Layer, Rule]]:
         """Yield each ruled layer of `model` with its rule."""
