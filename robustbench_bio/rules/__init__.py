@@ -4,7 +4,8 @@ A rule of single layers (`Rule`) or of whole networks (`NetworkRule`) joins by a
 """
 
 from robustbench_bio.rules.assign import attach, check_options, initialise, resolve
-from robustbench_bio.rules.base import RULES, InputGradient, LayerRules, Loss, NetworkRule, Rule, RuleSet
+from robustbench_bio.rules.base import RULES, InputGradient, Loss, NetworkRule, Rule, RuleSet
+from robustbench_bio.rules.layers import LayerRules
 from robustbench_bio.rules.options import RuleOptions, own_options
 
 __all__ = [

@@ -1,7 +1,6 @@
 """What a learning rule is: the owner of the backward pass."""
 
 import contextlib
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import Registry
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.records.genotype import declare_suffix
@@ -207,14 +205,6 @@ class _Rules(Registry[type[Rule] | type[NetworkRule]]):
 RULES = _Rules("rule", "robustbench_bio.rules")
 
 
-def layer_rule(name: str) -> type[Rule]:
-    """Return a rule of single layers, or raise `UserError`."""
-    kind = RULES.get(name)
-    if not issubclass(kind, Rule):
-        raise UserError(f"expected a rule of single layers, got {name}, which rules whole networks: assign it to all")
-    return kind
-
-
 @contextlib.contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
     """Put the models into eval mode for the duration of the block; each of their modules gets its mode back."""
@@ -226,74 +216,3 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _restore_forward(layer: Layer, own: object | None) -> None:
-    """Give back the `forward` that the instance had of its own, such as an outer block's, or none."""
-    if own is None:
-        layer.__dict__.pop("forward", None)
-    else:
-        layer.__dict__["forward"] = own
-
-
-class LayerRules(RuleSet):
-    """One rule per layer, each within backpropagation's order of things.
-
-    Args:
-        model: the network, for the shapes of its layers.
-        assignment: layer name → rule name, as `attach` has checked it.
-        values: of the rules' options, as `attach` has checked them; each rule takes its own.
-        seed: of every feedback matrix.
-        classes: number of logits.
-    """
-
-    def __init__(
-        self, model: nn.Module, assignment: Mapping[str, str], values: Mapping[str, object], seed: int, classes: int
-    ) -> None:
-        super().__init__(assignment, values)
-        self.by_layer = nn.ModuleDict()
-        for name, rule in assignment.items():
-            layer = model.get_submodule(name)
-            assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101  (`attach` checked the user's names)
-            kind = layer_rule(rule)
-            draw = Draw(seed, name, own_options(kind.takes, values), classes)
-            self.by_layer[name.replace(".", "/")] = kind(layer, draw)
-
-    def pairs(self, model: nn.Module) -> Iterator[tuple[Layer, Rule]]:
-        """Yield each ruled layer of `model` with its rule."""
-        for key, rule in self.by_layer.items():
-            yield model.get_submodule(key.replace("/", ".")), rule  # type: ignore[misc]
-
-    @contextlib.contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
-        """Give the layers of `model` their rules' backward passes for the duration of the block; blocks may nest."""
-        error = OutputError()
-        with contextlib.ExitStack() as undo:
-            undo.callback(model.register_forward_hook(error.watch).remove)
-            for layer, rule in self.pairs(model):
-                undo.callback(setattr, rule, "error", rule.error)
-                undo.callback(_restore_forward, layer, layer.__dict__.get("forward"))
-                rule.error = error
-                # The instance's own `forward` hides the class's; deleting it restores the plain layer.
-                layer.forward = functools.partial(rule, layer)  # type: ignore[method-assign]
-            yield
-
-    def backward(self, model: nn.Module, x: Tensor, loss: Loss) -> Tensor:
-        with self.attached(model):
-            logits: Tensor = model(x)
-            loss(logits).mean().backward()  # type: ignore[no-untyped-call]
-        return logits.detach()
-
-    def input_gradient(self, model: nn.Module, x: Tensor, loss: Loss) -> InputGradient:
-        with self.attached(model), eval_mode(model), torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            logits: Tensor = model(x)
-            (gradient,) = torch.autograd.grad(loss(logits).sum(), x)
-        return InputGradient(gradient, logits.detach())
-
-    def step(self, model: nn.Module) -> None:
-        for layer, rule in self.pairs(model):
-            rule.step(layer)
-
-    def local_parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        return [p for layer, rule in self.pairs(model) if rule.local for p in layer.parameters(recurse=False)]

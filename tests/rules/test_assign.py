@@ -16,8 +16,8 @@ from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.nets.base import Inputs, Net, weight_layers
 from robustbench_bio.records.threat import Threat
 from robustbench_bio.rules import RULES, LayerRules, Rule, RuleOptions, attach, initialise, resolve
-from robustbench_bio.rules.base import layer_rule
 from robustbench_bio.rules.feedback import FeedbackRule
+from robustbench_bio.rules.layers import layer_rule
 from robustbench_bio.zoo import catalog
 
 SPIKING = ("stdp",)  # need neurons, which the networks of these tests have none of: test_stdp.py

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.rules.base import Draw, Layer, LayerRules, Loss
+from robustbench_bio.rules.base import Draw, Layer, Loss
 from robustbench_bio.rules.dfa import DfaOptions, DirectFeedbackAlignment
+from robustbench_bio.rules.layers import LayerRules
 
 STOP = {"dfa_pass": "stop"}
 LABELS = torch.tensor([0, 2, 1, 2])

@@ -13,8 +13,8 @@ from robustbench_bio import nets
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.nets.base import Inputs, Net
 from robustbench_bio.nets.operations import operation
-from robustbench_bio.rules import attach, initialise
-from robustbench_bio.rules.base import RULES, Draw, Layer, LayerRules, Loss, Rule, fans
+from robustbench_bio.rules import LayerRules, attach, initialise
+from robustbench_bio.rules.base import RULES, Draw, Layer, Loss, Rule, fans
 from robustbench_bio.rules.options import RuleOptions
 
 FEEDBACK = ("bp", "fa", "usf", "frsf", "brsf")

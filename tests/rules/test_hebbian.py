@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.rules.base import RULES, Draw, Layer, LayerRules
+from robustbench_bio.rules.base import RULES, Draw, Layer
 from robustbench_bio.rules.hebbian import HardWta, Hebbian, Oja, SoftHebb
+from robustbench_bio.rules.layers import LayerRules
 from robustbench_bio.rules.options import own_options
 
 KINDS = {"oja": Oja, "hard-wta": HardWta, "softhebb": SoftHebb}

@@ -9,8 +9,8 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.nets.base import Inputs, Net, weight_layers
 from robustbench_bio.nets.small import Cnn, Mlp
-from robustbench_bio.rules import attach
-from robustbench_bio.rules.base import LayerRules, Loss
+from robustbench_bio.rules import LayerRules, attach
+from robustbench_bio.rules.base import Loss
 from robustbench_bio.rules.predictive import PredictiveCoding, PredictiveOptions, energy, infer
 
 SETTLED = {"pc_steps": 400, "pc_gamma": 0.2}
