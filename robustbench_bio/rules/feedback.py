@@ -92,6 +92,7 @@ class UniformSignFeedback(FeedbackRule):
 
     def __init__(self, layer: Layer, draw: Draw) -> None:
         super().__init__(layer, draw)
+        # The standard deviation of U(±a) is a/√3: B is as long as W when training starts, at an angle of 30°.
         self.scale = init_bound(layer, draw.options) / 3**0.5
 
     def matrix(self, layer: Layer) -> Tensor:

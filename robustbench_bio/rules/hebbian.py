@@ -131,6 +131,7 @@ class Hebbian(LocalRule):
             if isinstance(layer, nn.Linear):
                 u = u.flatten(0, -2)
             if layer.bias is not None:
+                # The papers' u is W x: a bias would decide who wins without having seen the input.
                 u = u - layer.bias.view(-1, *[1] * (u.ndim - 2))
             grouped = u.view(len(u), _groups(layer), -1, *u.shape[2:])
             activity, decay = (part.flatten(1, 2) for part in self.respond(grouped))
@@ -221,6 +222,7 @@ class SoftHebb(Hebbian):
         """Return η·√(|‖W_o‖₂ − 1| + 1e-10)·Δ_o, Δ divided by its largest entry."""
         weight = layer.weight
         delta = (seen.correlation - seen.decay * weight).reshape(_groups(layer), -1)
+        # A group that saw zeros only stays as it is: without the floor it would become 0/0.
         delta = delta / delta.abs().amax(1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
         norm = weight.flatten(1).norm(dim=1).view_as(seen.decay)
         rate: Tensor = self.options.local_lr * ((norm - 1).abs() + NORM_FLOOR).sqrt()

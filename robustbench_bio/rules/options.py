@@ -28,10 +28,10 @@ class RuleOptions:
     init: Literal["xavier", "kaiming"] = "xavier"
 
 
-O = TypeVar("O", bound=RuleOptions)  # noqa: E741
+Own = TypeVar("Own", bound=RuleOptions)
 
 
-def own_options(kind: type[O], values: Mapping[str, object]) -> O:
+def own_options(kind: type[Own], values: Mapping[str, object]) -> Own:
     """Return those of the checked values that a rule takes, defaults for the rest."""
     own: dict[str, Any] = {name: values[name] for name in _names(kind) if name in values}
     return kind(**own)

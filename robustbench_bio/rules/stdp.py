@@ -163,6 +163,8 @@ def _first(spikes: Tensor, current: Tensor) -> Tensor:
 
     Of several that fire in the same steps, the one with the largest current wins.
     """
+    # Halves make the earliest spike outweigh all later ones together; the current, below half of the last half,
+    # decides only between neurons that fire in the very same steps.
     steps = len(spikes)
     early = 0.5 ** torch.arange(steps, dtype=spikes.dtype, device=spikes.device)
     score = torch.einsum("t,t...->...", early, spikes) + early[-1] / 2 * current.mean(0).sigmoid()
