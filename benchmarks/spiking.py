@@ -120,7 +120,7 @@ def main() -> None:
     net = nets.build("spiking-resnet", Inputs((1, 8, 8), 10, (0.3,), (0.4,)), seed=0, blocks=1, width=8).eval()
     images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     started = time.perf_counter()
-    soft = with_surrogates(trace(net, images[:2]), "qgate")
+    soft = with_surrogates(trace(net, images[:2]), "triangle")
     traced = time.perf_counter() - started
 
     def gradient(module: nn.Module) -> Tensor:

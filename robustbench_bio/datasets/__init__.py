@@ -1,4 +1,7 @@
-"""Images with labels: open a data set by name or by file, load a split of it."""
+"""Labelled images, one file a source: open a data set by name or by file, load a split of it.
+
+A source joins by a file with a registered `Dataset`.
+"""
 
 import os
 from pathlib import Path

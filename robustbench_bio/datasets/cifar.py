@@ -59,6 +59,12 @@ class Cifar(Dataset):
         x = np.ascontiguousarray(images.data[:n].transpose(0, 3, 1, 2))
         return Examples(x, np.array(images.targets[:n], np.int64), np.arange(n))
 
+    def is_local(self, root: Path) -> bool:
+        import torchvision.datasets
+
+        reader = getattr(torchvision.datasets, self.reader)
+        return any((root / name).exists() for name in (reader.base_folder, reader.filename, f"{self.name}.npz"))
+
     def _fetched(self, reader: Any, split: Split, root: Path) -> Any:
         try:
             with _timeout():

@@ -68,9 +68,9 @@ def _table() -> NDArray[np.int64]:
 
     The file is read where it lies, since importing scikit-learn takes longer than many an evaluation.
     """
-    found = importlib.util.find_spec("sklearn")
-    if found is not None and found.origin is not None:
-        path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    module = importlib.util.find_spec("sklearn")
+    if module is not None and module.origin is not None:
+        path = Path(module.origin).parent / "datasets" / "data" / "digits.csv.gz"
         with contextlib.suppress(OSError, ValueError), gzip.open(path, "rt") as lines:
             return np.loadtxt(lines, delimiter=",", dtype=np.int64)
     from sklearn.datasets import load_digits

@@ -98,7 +98,15 @@ def read_aedat3(path: Path) -> Events:
     if written is not None and written[1].strip() != b"RAW":
         got = written[1][:40].decode("ascii", "replace")
         raise UserError(f"expected events as they are (#Format: RAW) in {path}, got {got!r}: not the original file")
-    found: list[NDArray[np.int64]] = [np.empty((2, 0), np.int64)]
+    word, t = np.concatenate([np.empty((2, 0), np.int64), *_packets(path, data, place)], 1)
+    events = Events(t, word >> 17 & 0x7FFF, word >> 2 & 0x7FFF, word >> 1 & 1)
+    if len(events) and max(events.x.max(), events.y.max()) >= SENSOR:
+        raise UserError(f"expected {SENSOR} rows and columns in {path}, got more: not of this camera")
+    return _some(path, events)
+
+
+def _packets(path: Path, data: bytes, place: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the valid polarity events of each packet from byte `place` on: words and times in microseconds [2, n]."""
     while place < len(data):
         packet = np.frombuffer(data, _PACKET, 1, place)[0] if len(data) - place >= _PACKET.itemsize else None
         end = place + _PACKET.itemsize + (int(packet["capacity"]) * int(packet["size"]) if packet is not None else 0)
@@ -109,13 +117,8 @@ def read_aedat3(path: Path) -> Events:
                 raise UserError(f"expected events of 8 bytes in {path}, got {packet['size']}: not of this camera")
             word, t = np.frombuffer(data, "<u4", 2 * int(packet["capacity"]), place + _PACKET.itemsize).reshape(-1, 2).T
             pair = np.stack([word.astype(np.int64), t.astype(np.int64) | int(packet["overflow"]) << 31])
-            found.append(pair if packet["valid"] == packet["capacity"] else pair[:, pair[0] & 1 == 1])
+            yield pair if packet["valid"] == packet["capacity"] else pair[:, pair[0] & 1 == 1]
         place = end
-    word, t = np.concatenate(found, 1)
-    events = Events(t, word >> 17 & 0x7FFF, word >> 2 & 0x7FFF, word >> 1 & 1)
-    if len(events) and max(events.x.max(), events.y.max()) >= SENSOR:
-        raise UserError(f"expected {SENSOR} rows and columns in {path}, got more: not of this camera")
-    return _some(path, events)
 
 
 def framed(events: Events, steps: int, size: int = SENSOR) -> NDArray[np.uint8]:
@@ -208,7 +211,7 @@ class Cifar10Dvs(EventDataset):
 
     def _files(self, split: Split, root: Path) -> list[tuple[int, Path]]:
         """Return (label, file), the lowest number of each class first."""
-        found = []
+        files = []
         for label, name in enumerate(self.classes):
             folder = root / "cifar10-dvs" / name
             numbers = (re.fullmatch(rf"cifar10_{name}_(\d{{1,4}})\.aedat", path.name) for path in folder.glob("*"))
@@ -218,8 +221,8 @@ class Cifar10Dvs(EventDataset):
                     f"cifar10-dvs expects {split} files {folder}/cifar10_{name}_*.aedat, found none: download "
                     f"{name}.zip from figshare.com/articles/dataset/CIFAR10-DVS_New/4724671 and unpack it there"
                 )
-            found += [(number, label, folder / f"cifar10_{name}_{number}.aedat") for number in mine]
-        return [(label, path) for _, label, path in sorted(found)]
+            files += [(number, label, folder / f"cifar10_{name}_{number}.aedat") for number in mine]
+        return [(label, path) for _, label, path in sorted(files)]
 
 
 @final
@@ -272,13 +275,13 @@ class Dvs128Gesture(EventDataset):
         """Return (label, start, end) of each gesture of a recording, times in microseconds."""
         labels = path.with_name(f"{path.stem}_labels.csv")
         rows = list(csv.reader(io.StringIO(_text(labels))))[1:]
-        found = []
+        gestures = []
         for row in rows:
             numbers = [int(cell) for cell in row if re.fullmatch(r"\s*\d{1,12}\s*", cell)]
             if len(row) != 3 or len(numbers) != 3 or not 1 <= numbers[0] <= len(self.classes):
                 raise UserError(f"expected class, start and end in {labels}, got {','.join(row)[:80]!r}: copy it again")
-            found.append((numbers[0] - 1, numbers[1], numbers[2]))
-        return found
+            gestures.append((numbers[0] - 1, numbers[1], numbers[2]))
+        return gestures
 
 
 def _bytes(path: Path) -> bytes:

@@ -57,10 +57,10 @@ class ImageNet(Dataset):
         from torchvision.datasets import ImageFolder
         from torchvision.transforms import CenterCrop, Compose, Resize
 
-        found = sum(entry.is_dir() for entry in folder.iterdir()) if folder.is_dir() else 0
-        if found != len(self.classes):
+        folders = sum(entry.is_dir() for entry in folder.iterdir()) if folder.is_dir() else 0
+        if folders != len(self.classes):
             raise UserError(
-                f"imagenet expects 1000 class folders {folder}/<wnid>/*.JPEG, found {found}: accept the "
+                f"imagenet expects 1000 class folders {folder}/<wnid>/*.JPEG, found {folders}: accept the "
                 "licence at www.image-net.org and unpack ILSVRC 2012 there with one folder per class, "
                 "or pass --data-file FILE.npz"
             )

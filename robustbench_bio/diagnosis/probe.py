@@ -66,7 +66,7 @@ def probe(
         data_sha256=examples.sha256,
         threat=threat,
         gradient=EXACT if gradient.source == "rule" else gradient,
-        rules=json.dumps(rules and [rules.assignment, vars(rules.options)]),
+        rules=json.dumps(rules and [rules.assignment, rules.option_values]),
         seed=seed,
         n_examples=n_examples,
     )

@@ -1,4 +1,7 @@
-"""Networks by name: plain weights, input in [0, 1], normalisation inside."""
+"""Architectures by name, one file each: plain weights, input in [0, 1], normalisation inside; no learning rule.
+
+A network joins by a file with a registered `Net`, an operation of cells by `operations.builds`.
+"""
 
 import inspect
 

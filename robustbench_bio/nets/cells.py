@@ -140,8 +140,10 @@ class CellNet(Net):
     ) -> None:
         super().__init__(inputs)
         if not isinstance(genotype, Genotype):
-            raise UserError(f"expected a genotype of cells for the network cells, got {type(genotype).__name__}: "
-                            "read it with Genotype.read(path)")  # fmt: skip
+            kind = type(genotype).__name__
+            raise UserError(
+                f"expected a genotype of cells for the network cells, got {kind}: read it with Genotype.read(path)"
+            )
         choice("stem", stem, get_args(Stem))
         choice("skip_rule", skip_rule, get_args(SkipRule))
         whole("channels", channels, 2 if stem == "imagenet" else 1)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -42,15 +43,12 @@ def macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     layers = weight_layers(model)
     counts = dict.fromkeys(layers, 0)
 
-    def counter(name: str) -> Hook:
-        def count(layer: nn.Conv2d | nn.Linear, args: object, out: Tensor) -> None:
-            del args
-            counts[name] += out.numel() * math.prod(layer.weight.shape[1:])
-
-        return count
+    def count(name: str, layer: nn.Conv2d | nn.Linear, args: object, out: Tensor) -> None:
+        del args
+        counts[name] += out.numel() * math.prod(layer.weight.shape[1:])
 
     weight = next(model.parameters())
-    with observed(model, {layer: counter(name) for name, layer in layers.items()}):
+    with observed(model, {layer: partial(count, name) for name, layer in layers.items()}):
         model(torch.zeros((1, *shape), dtype=weight.dtype, device=weight.device))
     return counts
 
@@ -122,10 +120,10 @@ def shares(model: nn.Module, assignment: Mapping[str, str], shape: Sequence[int]
     cost = macs(model, shape)
     layers = weight_layers(model)
     rules = {name: assignment.get(name, "bp") for name in layers}
-    found = {}
+    split = {}
     for rule in ["bp", *sorted(set(rules.values()) - {"bp"})]:
         mine = [name for name in layers if rules[name] == rule]
-        found[rule] = Share(len(mine), sum(parameters(layers[name]) for name in mine), sum(cost[name] for name in mine))
-    rest = parameters(model) - sum(share.weights for share in found.values())
-    found["bp"] = found["bp"]._replace(weights=found["bp"].weights + rest)
-    return found
+        split[rule] = Share(len(mine), sum(parameters(layers[name]) for name in mine), sum(cost[name] for name in mine))
+    rest = parameters(model) - sum(share.weights for share in split.values())
+    split["bp"] = split["bp"]._replace(weights=split["bp"].weights + rest)
+    return split

@@ -1,6 +1,8 @@
 """What spikes cost: how often neurons fire, and the operations that their spikes set off, layer by layer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -125,50 +127,66 @@ def firing(model: nn.Module, x: Tensor) -> Firing:
             weights and buffers stay as they are.
         x: [N, C, H, W] in [0, 1], N >= 1.
     """
-    steps = getattr(model, "steps", 1)
-    still = getattr(model, "coding", "direct") == "direct"
     layers = weight_layers(model)
-    sums = {name: torch.zeros(4, dtype=torch.float64) for name in layers}
-    spikes: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    fired, examples = False, 0
-
-    def synapses(name: str) -> measure.Hook:
-        def count(layer: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
-            assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101  (hooked on these only)
-            (given,) = args
-            macs = out.numel() * layer.weight[0].numel()
-            passes = len(given) // examples
-            relu = macs / passes if still else macs
-            if fired and passes == steps and bool(((given == 0) | (given == 1)).all()):
-                found = [reached(layer, given), 0, 0, relu]
-            else:
-                again = macs * (steps - 1) if still and not fired and passes == 1 else 0
-                found = [0, macs + again, again, relu]
-            sums[name] += torch.tensor(found, dtype=torch.float64)
-
-        return count
-
-    def neurons(name: str) -> measure.Hook:
-        def count(_layer: nn.Module, _args: object, out: Tensor) -> None:
-            nonlocal fired
-            fired = True
-            spikes[name] = spikes.get(name, 0.0) + out.sum(dtype=torch.float64).item()
-            counts[name] = out[0, 0].numel()
-
-        return count
-
-    hooks: dict[nn.Module, measure.Hook] = {layer: synapses(name) for name, layer in layers.items()}
-    hooks |= {module: neurons(name) for name, module in model.named_modules() if isinstance(module, LIF)}
+    counts = _Counts(layers, getattr(model, "steps", 1), getattr(model, "coding", "direct") == "direct")
+    hooks: dict[nn.Module, measure.Hook] = {layer: partial(counts.arrive, name) for name, layer in layers.items()}
+    hooks |= {module: partial(counts.fire, name) for name, module in model.named_modules() if isinstance(module, LIF)}
     with measure.observed(model, hooks):
         for batch in torch.split(x, BATCH):
-            fired, examples = False, len(batch)
+            counts.fired, counts.examples = False, len(batch)
             model(batch)
-    return Firing(
-        steps, len(x),
-        [Neurons(name, counts[name], n / len(x), n / (len(x) * steps * counts[name])) for name, n in spikes.items()],
-        [Synapses(name, *(found / len(x)).tolist()) for name, found in sums.items()],
-    )  # fmt: skip
+    return counts.mean(len(x))
+
+
+class _Counts:
+    """What is counted while batches pass through a network.
+
+    Args:
+        layers: that take spikes.
+        steps: T.
+        still: whether each step shows the same image.
+
+    Attributes:
+        examples: in this batch.
+        fired: whether any neuron has fired for this batch.
+    """
+
+    def __init__(self, layers: Iterable[str], steps: int, still: bool) -> None:
+        self.steps, self.still = steps, still
+        self.examples, self.fired = 0, False
+        self._operations = {name: torch.zeros(4, dtype=torch.float64) for name in layers}
+        self._spikes: dict[str, float] = {}
+        self._sizes: dict[str, int] = {}
+
+    def arrive(self, name: str, layer: nn.Conv2d | nn.Linear, args: tuple[Tensor], out: Tensor) -> None:
+        """Count the operations of one call of a layer."""
+        (given,) = args
+        macs = out.numel() * layer.weight[0].numel()
+        passes = len(given) // self.examples
+        relu = macs / passes if self.still else macs
+        # Zeros and ones before any neuron has fired are pixels that happen to be black and white.
+        if self.fired and passes == self.steps and bool(((given == 0) | (given == 1)).all()):
+            counted = [reached(layer, given), 0, 0, relu]
+        else:
+            repeated = macs * (self.steps - 1) if self.still and not self.fired and passes == 1 else 0
+            counted = [0, macs + repeated, repeated, relu]
+        self._operations[name] += torch.tensor(counted, dtype=torch.float64)
+
+    def fire(self, name: str, layer: nn.Module, args: object, out: Tensor) -> None:
+        """Count the spikes [T, N, ...] of one call of a layer of neurons."""
+        del layer, args
+        self.fired = True
+        self._spikes[name] = self._spikes.get(name, 0.0) + out.sum(dtype=torch.float64).item()
+        self._sizes[name] = out[0, 0].numel()
+
+    def mean(self, examples: int) -> Firing:
+        """Return what was counted, over so many examples in all."""
+        neurons = [
+            Neurons(name, self._sizes[name], n / examples, n / (examples * self.steps * self._sizes[name]))
+            for name, n in self._spikes.items()
+        ]
+        synapses = [Synapses(name, *(sums / examples).tolist()) for name, sums in self._operations.items()]
+        return Firing(self.steps, examples, neurons, synapses)
 
 
 def reached(layer: nn.Conv2d | nn.Linear, spikes: Tensor) -> float:

@@ -11,15 +11,10 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.base import NETS, Inputs, Net
 from robustbench_bio.nets.checks import choice, whole
 from robustbench_bio.nets.operations import named
-from robustbench_bio.nets.spiking import LIF, over_time
+from robustbench_bio.nets.spiking import LIF, normed, over_time
 from robustbench_bio.records.motifs import Coding, Motif, MotifGenotype, parse_link, reduction_cells
 
 Neurons = Callable[[], nn.Module]
-
-
-def normed(c_in: int, c_out: int, kernel: int) -> nn.Sequential:
-    """Convolution that keeps the size, without bias, then batch norm: [N, c_in, H, W] → [N, c_out, H, W]."""
-    return named(conv=nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False), norm=nn.BatchNorm2d(c_out))
 
 
 class Projection(nn.Module):
@@ -152,7 +147,7 @@ class MotifNet(Net):
         neurons: Literal["lif", "relu"] = "lif",
         tau: float = 2.0,
         threshold: float = 0.5,
-        surrogate: str = "qgate",
+        surrogate: str = "triangle",
     ) -> None:
         super().__init__(inputs)
         if not isinstance(genotype, MotifGenotype):

@@ -1,4 +1,7 @@
-"""The operations of cell networks, as in DARTS (Liu et al. 2019), with plain layers that know no rule."""
+"""The operations of cell networks, as in DARTS (Liu et al. 2019), with plain layers that know no rule.
+
+A new one registers itself by `builds`, here or in a module of its own beside this one.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,6 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_bio.core.registry import unknown
+from robustbench_bio.records.genotype import OPERATIONS
+
+#: Takes channels, stride and whether batch norm has scale and shift.
+Builder = Callable[[int, int, bool], nn.Module]
+
+_BUILDERS: dict[str, Builder] = {}
 
 
 def named(**parts: nn.Module) -> nn.Sequential:
@@ -37,13 +46,6 @@ def twice_separable(channels: int, kernel: int, stride: int, affine: bool) -> nn
     """Two separable convolutions in a row, the first one with the stride."""
     first = separable(channels, kernel, stride, 1, affine)
     return named(first=first, second=separable(channels, kernel, 1, 1, affine))
-
-
-def row_then_column(channels: int, stride: int, affine: bool) -> nn.Sequential:
-    """ReLU → 1×7 convolution → 7×1 convolution → batch norm, each with the stride along its own axis."""
-    row = nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False)
-    column = nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False)
-    return named(relu=nn.ReLU(), row=row, column=column, norm=norm(channels, affine))
 
 
 class EverySecond(nn.Conv2d):
@@ -96,24 +98,47 @@ class Zero(nn.Module):
         return x[:, :, :: self.stride, :: self.stride] * 0
 
 
-def _skip(channels: int, stride: int, affine: bool) -> nn.Module:
+def builds(name: str, *, ruled: bool) -> Callable[[Builder], Builder]:
+    """Return a decorator that adds an operation of cells, built from (channels, stride, affine).
+
+    Args:
+        name: as in genotypes, without a rule's suffix.
+        ruled: whether it holds convolutions that a rule may own.
+
+    Raises:
+        ValueError: genotypes know another operation of that name.
+    """
+    OPERATIONS.register(name)(ruled)
+
+    def add(builder: Builder) -> Builder:
+        _BUILDERS[name] = builder
+        return builder
+
+    return add
+
+
+builds("none", ruled=False)(lambda _, stride, __: Zero(stride))
+builds("max_pool_3x3", ruled=False)(lambda _, stride, __: nn.MaxPool2d(3, stride, 1))
+builds("avg_pool_3x3", ruled=False)(lambda _, stride, __: nn.AvgPool2d(3, stride, 1, count_include_pad=False))
+builds("sep_conv_3x3", ruled=True)(lambda channels, *rest: twice_separable(channels, 3, *rest))
+builds("sep_conv_5x5", ruled=True)(lambda channels, *rest: twice_separable(channels, 5, *rest))
+builds("sep_conv_7x7", ruled=True)(lambda channels, *rest: twice_separable(channels, 7, *rest))
+builds("dil_conv_3x3", ruled=True)(lambda channels, stride, affine: separable(channels, 3, stride, 2, affine))
+builds("dil_conv_5x5", ruled=True)(lambda channels, stride, affine: separable(channels, 5, stride, 2, affine))
+
+
+@builds("skip_connect", ruled=True)
+def skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    """Identity, or half the resolution."""
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
 
 
-Builder = Callable[[int, int, bool], nn.Module]
-
-_BUILDERS: dict[str, Builder] = {
-    "none": lambda _, s, __: Zero(s),
-    "max_pool_3x3": lambda _, s, __: nn.MaxPool2d(3, s, 1),
-    "avg_pool_3x3": lambda _, s, __: nn.AvgPool2d(3, s, 1, count_include_pad=False),
-    "skip_connect": _skip,
-    "sep_conv_3x3": lambda c, s, a: twice_separable(c, 3, s, a),
-    "sep_conv_5x5": lambda c, s, a: twice_separable(c, 5, s, a),
-    "sep_conv_7x7": lambda c, s, a: twice_separable(c, 7, s, a),
-    "dil_conv_3x3": lambda c, s, a: separable(c, 3, s, 2, a),
-    "dil_conv_5x5": lambda c, s, a: separable(c, 5, s, 2, a),
-    "conv_7x1_1x7": row_then_column,
-}
+@builds("conv_7x1_1x7", ruled=True)
+def row_then_column(channels: int, stride: int, affine: bool) -> nn.Sequential:
+    """ReLU → 1×7 convolution → 7×1 convolution → batch norm, each with the stride along its own axis."""
+    row = nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False)
+    column = nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False)
+    return named(relu=nn.ReLU(), row=row, column=column, norm=norm(channels, affine))
 
 
 def operation(name: str, channels: int, stride: int, affine: bool = True) -> nn.Module:
@@ -128,7 +153,7 @@ def operation(name: str, channels: int, stride: int, affine: bool = True) -> nn.
     Raises:
         KeyError: no such operation; names from a checked `Genotype` always exist.
     """
-    if name not in _BUILDERS:
+    if name not in OPERATIONS or name not in _BUILDERS:  # asked first: another module may still have to be imported
         raise KeyError(unknown("operation", name, _BUILDERS))
     return _BUILDERS[name](channels, stride, affine)
 

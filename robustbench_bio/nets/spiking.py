@@ -7,7 +7,7 @@ core does without tensorboard, h5py and a matching torchaudio, which the faster 
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from robustbench_bio.nets.base import NETS, Inputs, Net
 from robustbench_bio.nets.checks import choice, real, whole, wholes
 from robustbench_bio.nets.operations import named
 from robustbench_bio.nets.surrogates import surrogate as derivative_of
+from robustbench_bio.records.motifs import Coding
 
 
 class LIF(nn.Module):
@@ -36,7 +37,7 @@ class LIF(nn.Module):
         UserError: a value out of its range, or no such surrogate.
     """
 
-    def __init__(self, tau: float = 2.0, threshold: float = 0.5, surrogate: str = "qgate") -> None:
+    def __init__(self, tau: float = 2.0, threshold: float = 0.5, surrogate: str = "triangle") -> None:
         super().__init__()
         self.tau = real("tau", tau, 1, 1e6)
         self.threshold = real("threshold", threshold, 1e-6, 1e6)
@@ -60,6 +61,7 @@ class _Fire(torch.autograd.Function):
     ) -> Tensor:
         membrane, membranes, spikes = torch.zeros_like(current[0]), [], []
         for arriving in current.unbind():
+            # One kernel for m + (I − m)/τ, where the sum would take three.
             membrane = torch.lerp(membrane, arriving, 1 / tau)
             fired = membrane > threshold
             membranes.append(membrane)
@@ -72,6 +74,8 @@ class _Fire(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         tau, threshold, derivative = ctx.constants
+        # With v = m − θ and no path through the reset: ∂L/∂m_t = g_t·σ'(v_t) + [not fired]·(1 − 1/τ)·∂L/∂m_{t+1}, and
+        # ∂L/∂I_t = ∂L/∂m_t / τ. `later` is the second term; (τ − 1)·∂L/∂I_t is the same as (1 − 1/τ)·∂L/∂m_t.
         down, later = [], torch.zeros_like(g[0])
         for above, membrane in zip(g.flip(0).unbind(), reversed(ctx.saved_tensors), strict=True):
             away = membrane - threshold
@@ -88,6 +92,12 @@ def over_time(layer: nn.Module, x: Tensor) -> Tensor:
     """
     y: Tensor = layer(x.flatten(0, 1))
     return y.view(*x.shape[:2], *y.shape[1:])
+
+
+def normed(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Convolution without bias, then batch norm: [N, c_in, H, W] → [N, c_out, ⌈H/stride⌉, ⌈W/stride⌉], odd kernel."""
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+    return named(conv=conv, norm=nn.BatchNorm2d(c_out))
 
 
 class FiringConv2d(nn.Conv2d):
@@ -108,9 +118,6 @@ class FiringConv2d(nn.Conv2d):
         self.neurons = neurons
 
 
-Coding = Literal["direct", "frames"]
-
-
 class SpikingBlock(nn.Module):
     """Two times LIF → 3×3 convolution → batch norm, beside a shortcut of currents: [T, N, C, H, W].
 
@@ -121,8 +128,8 @@ class SpikingBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int, neurons: Callable[[], LIF]) -> None:
         super().__init__()
         self.lif1, self.lif2 = neurons(), neurons()
-        self.synapses1 = _normed(c_in, c_out, stride)
-        self.synapses2 = _normed(c_out, c_out, 1)
+        self.synapses1 = normed(c_in, c_out, stride=stride)
+        self.synapses2 = normed(c_out, c_out)
         self.stride, self.new = stride, c_out - c_in
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +169,7 @@ class SpikingResNet(Net):
         coding: Coding = "direct",
         tau: float = 2.0,
         threshold: float = 0.5,
-        surrogate: str = "qgate",
+        surrogate: str = "triangle",
     ) -> None:
         super().__init__(inputs)
         whole("blocks", blocks)
@@ -178,7 +185,7 @@ class SpikingResNet(Net):
         def neurons() -> LIF:
             return LIF(tau, threshold, surrogate)
 
-        self.stem = _normed(channels, width, 1)
+        self.stem = normed(channels, width)
         widths = [width, width, 2 * width, 4 * width]
         self.stages = nn.ModuleList()
         for c_in, c_out in itertools.pairwise(widths):
@@ -228,7 +235,7 @@ class SpikingCnn(Net):
         steps: int = 4,
         tau: float = 2.0,
         threshold: float = 0.5,
-        surrogate: str = "qgate",
+        surrogate: str = "triangle",
     ) -> None:
         super().__init__(inputs)
         channels = [2 * inputs.shape[0], *wholes("widths", widths, at_least=1)]
@@ -255,7 +262,3 @@ class SpikingCnn(Net):
             spikes = conv.neurons(over_time(conv, spikes))
             spikes = over_time(self.pool, spikes)
         return self.linear(spikes.mean(0).flatten(1))  # type: ignore[no-any-return]
-
-
-def _normed(c_in: int, c_out: int, stride: int) -> nn.Sequential:
-    return named(conv=nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), norm=nn.BatchNorm2d(c_out))

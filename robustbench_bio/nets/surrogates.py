@@ -16,10 +16,8 @@ SURROGATES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "arctan": lambda u: 1 / (1 + (torch.pi * u).square()),
     # Zenke & Ganguli 2018, arXiv:1705.11146 (SuperSpike), slope 2 and scaled to area one.
     "fast-sigmoid": lambda u: 1 / (1 + 2 * u.abs()).square(),
-    # Bellec et al. 2018, arXiv:1803.09574: a triangle of half-width 1/2.
+    # Bellec et al. 2018, arXiv:1803.09574: a triangle of half-width 1/2; MSE-NAS knows it as BrainCog's QGate, α = 2.
     "triangle": lambda u: (2 - 4 * u.abs()).clamp_min(0),
-    # The same triangle, under the name that MSE-NAS knows it by: BrainCog's QGate with α = 2.
-    "qgate": lambda u: (2 - 4 * u.abs()).clamp_min(0),
     # Wu et al. 2018, arXiv:1706.02609 (STBP): a window of width 1.
     "rectangle": lambda u: (u.abs() < 0.5).to(u),
     # Bengio, Léonard & Courville 2013, arXiv:1308.3432: one everywhere.

@@ -1,6 +1,7 @@
 """Genotypes: which operation, under which learning rule, stands on each edge of a cell. Loads no torch."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -16,56 +17,54 @@ from pydantic import (
 )
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.core.registry import unknown
+from robustbench_bio.core.registry import Registry, unknown
 from robustbench_bio.core.toml import parse_toml, read_text
 
 #: Largest number of intermediate nodes of a cell; a guard against a file that would build for minutes.
 MAX_NODES = 12
 
-#: Operations that hold no weights, and so take no rule.
-PLAIN_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3")
-
-#: Operations whose convolutions a rule may own.
-RULED_OPERATIONS = (
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "sep_conv_7x7",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-    "conv_7x1_1x7",
+#: Operation → whether it holds convolutions that a rule may own. Genotypes are read without torch, so those of DARTS
+#: are known before `nets.operations` builds them; any other is looked up there.
+OPERATIONS = Registry(
+    "operation",
+    "robustbench_bio.nets",
+    group="robustbench_bio.networks",
+    known={
+        "none": False,
+        "max_pool_3x3": False,
+        "avg_pool_3x3": False,
+        "skip_connect": True,
+        "sep_conv_3x3": True,
+        "sep_conv_5x5": True,
+        "sep_conv_7x7": True,
+        "dil_conv_3x3": True,
+        "dil_conv_5x5": True,
+        "conv_7x1_1x7": True,
+    },
 )
 
-#: Rule → suffix of a primitive's name. A name without suffix means bp.
-SUFFIXES = {
-    "usf": "u",
-    "brsf": "br",
-    "frsf": "fr",
-    "fa": "fa",
-    "dfa": "dfa",
-    "bp": "bp",
-    "oja": "oja",
-    "hard-wta": "hwta",
-    "softhebb": "soft",
-}
+#: Rule → suffix of a primitive's name; a name without suffix means bp. Those of BioNAS are known without torch; any
+#: other rule declares its own, and the first one to be read imports the rules.
+SUFFIXES = Registry(
+    "rule of a primitive",
+    "robustbench_bio.rules",
+    group="robustbench_bio.rules",
+    known={"usf": "u", "brsf": "br", "frsf": "fr", "fa": "fa", "bp": "bp"},
+)
 
 #: BioNAS abbreviates two rules differently on skips; the long forms are understood there too.
-SKIP_SUFFIXES = SUFFIXES | {"brsf": "b", "frsf": "f"}
+SKIP_SUFFIXES = {"brsf": "b", "frsf": "f"}
 
-#: The search space of BioNAS-DARTS; the order decides ties.
-PRIMITIVES = (
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect_u",
-    "skip_connect_f",
-    "skip_connect_b",
-    *(
-        f"{operation}_{suffix}"
-        for operation in ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
-        for suffix in ("u", "br", "fr", "fa")
-    ),
-)
+
+def declare_suffix(rule: str, suffix: str) -> None:
+    """Let genotypes write a rule as this suffix: lower-case letters and digits, and no other rule's."""
+    if not re.fullmatch(r"[a-z0-9]+", suffix):
+        raise ValueError(f"expected a suffix of lower-case letters and digits for the rule {rule}, got {suffix!r}")
+    taken = [*SUFFIXES.registered().items(), *SKIP_SUFFIXES.items()]
+    for owner, other in taken:
+        if other == suffix and owner != rule:
+            raise ValueError(f"expected a suffix of its own for the rule {rule}, got {suffix!r}, which is {owner}'s")
+    SUFFIXES.register(rule)(suffix)
 
 
 class Primitive(NamedTuple):
@@ -82,24 +81,23 @@ class Primitive(NamedTuple):
     @property
     def name(self) -> str:
         """The name in a genotype: the operation, then the suffix of its rule unless that is bp."""
-        if self.rule == "bp" or self.operation in PLAIN_OPERATIONS:
+        if self.rule == "bp" or not OPERATIONS.get(self.operation):
             return self.operation
-        return f"{self.operation}_{_suffixes(self.operation)[self.rule]}"
+        short = SKIP_SUFFIXES.get(self.rule) if self.operation == "skip_connect" else None
+        return f"{self.operation}_{short or SUFFIXES.get(self.rule)}"
 
 
-def _suffixes(operation: str) -> dict[str, str]:
-    return SKIP_SUFFIXES if operation == "skip_connect" else SUFFIXES
+def _spellings(operations: Mapping[str, bool], suffixes: Mapping[str, str]) -> dict[str, Primitive]:
+    """Return every primitive by every name that it may be written as."""
+    spellings = {name: Primitive(name, "bp") for name in operations}
+    for operation in (name for name, ruled in operations.items() if ruled):
+        pairs = [*suffixes.items(), *(SKIP_SUFFIXES.items() if operation == "skip_connect" else ())]
+        spellings |= {f"{operation}_{suffix}": Primitive(operation, rule) for rule, suffix in pairs}
+    return spellings
 
 
-def _spellings() -> dict[str, Primitive]:
-    known = {name: Primitive(name, "bp") for name in (*PLAIN_OPERATIONS, *RULED_OPERATIONS)}
-    for operation in RULED_OPERATIONS:
-        for suffixes in (SUFFIXES, _suffixes(operation)):
-            known |= {f"{operation}_{suffix}": Primitive(operation, rule) for rule, suffix in suffixes.items()}
-    return known
-
-
-_SPELLINGS = _spellings()
+#: What can be read without torch.
+_KNOWN = _spellings(OPERATIONS.registered(), SUFFIXES.registered())
 
 _FORM = 'write an edge as ["sep_conv_3x3_u", 1], a concat as [2, 3]'
 
@@ -110,12 +108,16 @@ def parse_primitive(name: str) -> Primitive:
     Raises:
         UserError: no such operation, or a rule on an operation without weights.
     """
-    if name in _SPELLINGS:
-        return _SPELLINGS[name]
+    if name in _KNOWN:
+        return _KNOWN[name]
+    operations = dict(OPERATIONS.items())
+    spellings = _spellings(operations, dict(SUFFIXES.items()))
+    if name in spellings:
+        return spellings[name]
     operation = name.rpartition("_")[0]
-    if operation in PLAIN_OPERATIONS:
+    if operations.get(operation) is False:
         raise UserError(f"expected no rule on {operation}, got {name!r}: it has no weights, write {operation}")
-    raise UserError(unknown("operation", name, _SPELLINGS))
+    raise UserError(unknown("operation", name, spellings))
 
 
 class Edge(NamedTuple):
@@ -239,7 +241,7 @@ class Genotype(BaseModel):
             UserError: no primitive carries that rule.
         """
         if rule not in SUFFIXES:
-            raise UserError(unknown("rule of a primitive", rule, SUFFIXES))
+            raise UserError(unknown("rule of a primitive", rule, SUFFIXES.names()))
 
         def ruled(edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
             return tuple(Edge(Primitive(parse_primitive(op).operation, rule).name, state) for op, state in edges)
@@ -262,8 +264,8 @@ def _one_line(error: ValidationError) -> str:
             continue
         field = ".".join(map(str, problem["loc"]))
         parts.append(f"{field}: {_remedy(problem['type'], problem['msg'], problem['input'])}")
-    more = [f"and {len(parts) - 3} more"] if len(parts) > 3 else []
-    return re.sub(r"\s+", " ", "; ".join(parts[:3] + more))
+    rest = [f"and {len(parts) - 3} more"] if len(parts) > 3 else []
+    return re.sub(r"\s+", " ", "; ".join(parts[:3] + rest))
 
 
 def _remedy(kind: str, message: str, got: object) -> str:

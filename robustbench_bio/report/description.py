@@ -12,15 +12,14 @@ from robustbench_bio.attacks import ATTACKS
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import Registry, unknown
 from robustbench_bio.datasets import DATASETS, default_root, open_dataset
-from robustbench_bio.datasets.base import Dataset, Split
-from robustbench_bio.datasets.cifar import Cifar
+from robustbench_bio.datasets.base import Split
 from robustbench_bio.datasets.tensors import load_data
 from robustbench_bio.nets import NETS, firing
 from robustbench_bio.nets import cost as measure
 from robustbench_bio.nets.base import Net, weight_layers
 from robustbench_bio.records.card import TrainedNet
 from robustbench_bio.records.space import Space
-from robustbench_bio.rules import RULES, RuleSet, predictive, rule_names
+from robustbench_bio.rules import RULES, RuleSet
 from robustbench_bio.search.base import ENGINES
 from robustbench_bio.zoo import catalog, measures
 from robustbench_bio.zoo import loading as zoo
@@ -55,7 +54,7 @@ def listing(kind: str) -> dict[str, str]:
         case "attacks":
             return {name: f"{_purpose(cls)} [{', '.join(sorted(cls.norms))}]" for name, cls in ATTACKS.items()}
         case "rules":
-            return {name: _purpose(_rule(name)) for name in rule_names()}
+            return {name: _purpose(cls) for name, cls in RULES.items()}
         case "datasets":
             return {
                 name: f"{len(cls.classes)} classes, {_times(cls.shape)}; {cls.licence}"
@@ -104,8 +103,8 @@ def facts(
             "defaults": defaults,
             "about": inspect.getdoc(cls) or "",
         }
-    if name in rule_names():
-        return {"kind": "rule", "about": inspect.getdoc(_rule(name)) or ""}
+    if name in RULES:
+        return {"kind": "rule", "about": inspect.getdoc(RULES.get(name)) or ""}
     if name in DATASETS:
         data = DATASETS.get(name)
         return {
@@ -119,7 +118,7 @@ def facts(
         return _file_facts(name)
     if name in NETS:
         return {"kind": "network", "about": inspect.getdoc(NETS.get(name)) or ""}
-    known = [*catalog.model_ids(), *ATTACKS.names(), *rule_names(), *DATASETS.names(), *files, *ENGINES.names()]
+    known = [*catalog.model_ids(), *ATTACKS.names(), *RULES.names(), *DATASETS.names(), *files, *ENGINES.names()]
     raise UserError(unknown("name", name, known))
 
 
@@ -159,22 +158,12 @@ def _examples(dataset: str, data: _Data, split: Split, most: int, weights: str) 
     """Return the first examples of a split, or why nothing is measured on them; downloads nothing."""
     if weights != TRAINED:
         return "nothing: no trained weights"
-    if data.file is None and not _on_disk(open_dataset(dataset), data.root or default_root()):
+    if data.file is None and not open_dataset(dataset).is_local(data.root or default_root()):
         return f"nothing: {dataset} is not in {data.root or default_root()}"
     try:
         return load_data(dataset, split, most, data_root=data.root, data_file=data.file)
     except UserError as error:
         return f"nothing: {error}"
-
-
-def _on_disk(source: Dataset, root: Path) -> bool:
-    """Tell whether loading needs no download; who cannot download says so itself."""
-    if not isinstance(source, Cifar):
-        return True
-    import torchvision.datasets
-
-    reader = getattr(torchvision.datasets, source.reader)
-    return any((root / name).exists() for name in (reader.base_folder, reader.filename, f"{source.name}.npz"))
 
 
 def _network_facts(net: Net, entry: TrainedNet) -> dict[str, Any]:
@@ -328,10 +317,6 @@ def _search_facts(name: str) -> dict[str, Any]:
         space |= {f"default {size}": space.pop(size) for size in ("channels", "layers")}
         found = found | {"space of that name": space} if found else space
     return found
-
-
-def _rule(name: str) -> type:
-    return predictive.PredictiveCoding if name == predictive.NAME else RULES.get(name)
 
 
 def _purpose(thing: type) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup, escape
 
-from robustbench_bio.records.genotype import PLAIN_OPERATIONS, SUFFIXES, Edge, Primitive, parse_primitive
+from robustbench_bio.records.genotype import OPERATIONS, SUFFIXES, Edge, Primitive, parse_primitive
 from robustbench_bio.records.motifs import Motif, parse_link
 
 #: Rule of an edge whose rule neither genotype nor card tells, such as one that was drawn at random.
@@ -79,7 +79,7 @@ def edge_rule(op: str, rule: str = "") -> str:
         rule: that a card gives to every edge instead.
     """
     operation, own = parse_primitive(op)
-    return "" if operation in PLAIN_OPERATIONS else rule or own
+    return (rule or own) if OPERATIONS.get(operation) else ""
 
 
 def cell(edges: Sequence[Edge], concat: Sequence[int], title: str, rule: str = "") -> Markup:

@@ -1,6 +1,6 @@
 """Which layer learns by which rule."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -10,18 +10,14 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.nets.base import Net, weight_layers
-from robustbench_bio.rules import predictive
-from robustbench_bio.rules.base import RULES, Draw, LayerRules, RuleOptions, RuleSet
+from robustbench_bio.rules.base import RULES, Draw, NetworkRule, RuleSet
+from robustbench_bio.rules.layers import LayerRules
+from robustbench_bio.rules.options import RuleOptions, read_options
 
 #: What `random:SEED` draws from: the rules of the BioNAS search space.
 RANDOM_RULES = ("usf", "brsf", "frsf", "fa")
 
 SYNTAX = "a rule, `genotype`, `random:SEED[:rule+rule…]` or `layer-pattern=rule`, separated by commas"
-
-
-def rule_names() -> list[str]:
-    """Return every rule that can be assigned, in alphabetical order."""
-    return sorted([*RULES.names(), predictive.NAME])
 
 
 def resolve(net: Net, assignment: str) -> dict[str, str]:
@@ -30,7 +26,7 @@ def resolve(net: Net, assignment: str) -> dict[str, str]:
     Terms are applied from left to right, a later one overrides:
 
     - `usf`: this rule on every slot of the network (for cell networks: the operations that carry weights;
-      otherwise every weight layer); pc takes every weight layer of any network.
+      otherwise every weight layer); a rule of whole networks, such as pc, takes every weight layer.
     - `genotype`: what the architecture prescribes.
     - `random:3`: one rule per slot, drawn uniformly from usf, brsf, frsf and fa with seed 3;
       `random:3:usf+bp` draws from those named.
@@ -57,13 +53,13 @@ def _term(net: Net, term: str, layers: list[str]) -> Mapping[str, str]:
             kind = type(net).__name__
             raise UserError(f"expected a network made from a genotype, got a {kind}: name a rule, not `genotype`")
         return net.genotype_rules()
-    if term == predictive.NAME:
-        return dict.fromkeys(layers, predictive.NAME)
+    if _network_rules([term]):
+        return dict.fromkeys(layers, term)
     slots = net.rule_slots()
     drawn = _drawn(term, len(slots)) if term.startswith("random:") else [_known(term)] * len(slots)
     rules = {name: rule for rule, names in zip(drawn, slots.values(), strict=True) for name in names}
     output = _output(layers)
-    if _blind_to_labels(rules.get(output, "bp")):
+    if not RULES.get(rules.get(output, "bp")).sees_labels:
         rules[output] = "bp"
     return rules
 
@@ -86,8 +82,8 @@ def _drawn(term: str, slots: int) -> list[str]:
 
 
 def _known(rule: str) -> str:
-    if rule not in rule_names():
-        raise UserError(f"{unknown('rule', rule, rule_names())}; an assignment is {SYNTAX}")
+    if rule not in RULES:
+        raise UserError(f"{unknown('rule', rule, RULES.names())}; an assignment is {SYNTAX}")
     return rule
 
 
@@ -96,8 +92,10 @@ def _output(layers: list[str]) -> str:
     return next(name for name in reversed(layers) if not name.startswith("auxiliary_head."))
 
 
-def _blind_to_labels(rule: str) -> bool:
-    return rule == "dfa" or (rule in RULES and RULES.get(rule).local)
+def _network_rules(rules: Iterable[str]) -> dict[str, type[NetworkRule]]:
+    """Return those of the rules that own whole networks."""
+    kinds = {rule: RULES.get(rule) for rule in rules if rule in RULES}
+    return {rule: kind for rule, kind in kinds.items() if issubclass(kind, NetworkRule)}
 
 
 def _checked(rules: Mapping[str, str], layers: list[str]) -> dict[str, str]:
@@ -107,10 +105,11 @@ def _checked(rules: Mapping[str, str], layers: list[str]) -> dict[str, str]:
         if name not in layers:
             raise UserError(unknown("weight layer", name, layers))
     rules = {name: rules[name] for name in layers if rules.get(name, "bp") != "bp"}
-    if predictive.NAME in rules.values() and (set(rules.values()) != {predictive.NAME} or len(rules) < len(layers)):
-        raise UserError("expected pc on every layer or on none, got a mixture: pc relaxes the whole chain at once")
+    for rule in _network_rules(rules.values()):
+        if set(rules.values()) != {rule} or len(rules) < len(layers):
+            raise UserError(f"expected {rule} on every layer or on none, got a mixture: it rules the whole network")
     output = _output(layers)
-    if _blind_to_labels(rules.get(output, "bp")):
+    if not RULES.get(rules.get(output, "bp")).sees_labels:
         raise UserError(f"expected a rule that sees labels on the output layer {output!r}, got {rules[output]}: use bp")
     return rules
 
@@ -119,8 +118,17 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:6]) + (f" … ({len(names)} in all)" if len(names) > 6 else "")
 
 
+def check_options(options: Mapping[str, object]) -> dict[str, object]:
+    """Return the options of rules as a card writes them, in the types of the rules that take them.
+
+    Raises:
+        UserError: an option that no rule has, or a value that it does not take.
+    """
+    return read_options(options, list(dict.fromkeys(kind.takes for _, kind in RULES.items())))
+
+
 def attach(
-    net: Net, assignment: str | Mapping[str, str], *, seed: int = 0, options: RuleOptions | None = None
+    net: Net, assignment: str | Mapping[str, str], *, seed: int = 0, options: Mapping[str, object] | None = None
 ) -> RuleSet:
     """Give a network its learning rules; `net.rules` remembers them, forward passes stay as they were.
 
@@ -128,21 +136,23 @@ def attach(
         net: the network; its weights are not changed.
         assignment: see `resolve`, or layer name → rule name.
         seed: of feedback matrices.
-        options: switches of the rules.
+        options: of the rules, by the names that a card uses; each rule takes its own.
 
     Returns:
         The rule set, also stored as `net.rules`.
 
     Raises:
-        UserError: unknown layer or rule, rules that cannot be mixed, or a network that pc cannot relax.
+        UserError: unknown layer, rule or option, rules that cannot be mixed, or a network that the rule cannot own.
     """
-    options = options or RuleOptions()
+    values = check_options(options or {})
     layers = list(weight_layers(net))
     rules = resolve(net, assignment) if isinstance(assignment, str) else _checked(assignment, layers)
-    if predictive.NAME in rules.values():
-        net.rules = predictive.PredictiveCoding(net, options)
+    owners = _network_rules(rules.values())
+    if owners:
+        (owner,) = owners.values()  # checked to be alone
+        net.rules = owner(net, rules, values)
     else:
-        net.rules = LayerRules(net, rules, options, seed, net.inputs.classes)
+        net.rules = LayerRules(net, rules, values, seed, net.inputs.classes)
     return net.rules
 
 
@@ -151,7 +161,7 @@ def initialise(net: Net, options: RuleOptions, seed: int, *, which: Literal["all
 
     Args:
         net: the network, rules attached.
-        options: `init` and `fan` name the law.
+        options: `init` names the law.
         seed: of the draw.
         which: "all" weight layers (one law for the whole network), or only the "ruled" ones, as in the
             released BioNAS code, where bp layers keep PyTorch's default.

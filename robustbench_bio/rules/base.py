@@ -1,73 +1,26 @@
 """What a learning rule is: the owner of the backward pass."""
 
 import contextlib
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_bio.core.registry import Registry
 from robustbench_bio.core.rng import torch_generator
+from robustbench_bio.records.genotype import declare_suffix
+from robustbench_bio.rules.options import RuleOptions, own_options
 
 Layer = nn.Conv2d | nn.Linear
 
+K = TypeVar("K", bound="type[Rule] | type[NetworkRule]")
+
 #: Logits [N, K] → loss per example [N].
 Loss = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class RuleOptions:
-    """Switches shared by the rules; the defaults are the clean behaviour, the rest reproduces released code.
-
-    Args:
-        init: law of the feedback matrices, and of the weights when they are drawn with them: "xavier"
-            U(±√(6/(fan_in+fan_out))), "kaiming" U(±1/√fan_in) (PyTorch's own default for conv and linear).
-        fan: "grouped" counts the weights that really meet one unit; "reference" takes the tensor shape, as
-            BioTorch does, which makes depthwise feedback weaker.
-        brsf_redraw: "step" redraws |M| once per optimiser step from a private stream; "forward" in every
-            training or rule-gradient forward, evaluation included, as BioTorch does.
-        dfa_pass: what a dfa layer hands down: "input" a projection of the error, so that layers of other
-            rules below still learn; "stop" nothing, which only a chain of dfa layers can use.
-        local_pass: what a Hebbian or stdp layer hands down: "exact" gradient through its weights, or "stop".
-        local_lr: learning rate of the Hebbian and stdp layers.
-        softhebb_inverse_temperature: t in p = softmax(t·u).
-        stdp_tau_pre: time constant of the traces of incoming spikes, in steps, at least 1.
-        stdp_tau_post: the same for outgoing spikes.
-        stdp_low, stdp_high: bounds of the weights under stdp.
-        stdp_depression: strength of depression over that of potentiation.
-        stdp_power: μ of the soft bounds: potentiation ∝ (high − w)^μ, depression ∝ (w − low)^μ.
-        stdp_rivals: at each position, only the neuron that fires first learns; off, all learn that fire.
-        stdp_reward: "none", or "label": changes are multiplied by 2·p − 1, p the label's probability.
-        pc_beta: precision of the output over that of the hidden layers.
-        pc_steps: inference steps T.
-        pc_gamma: inference step size γ.
-        pc_fixed_prediction: keep predictions and derivatives at their feed-forward values during inference.
-    """
-
-    init: Literal["xavier", "kaiming"] = "xavier"
-    fan: Literal["grouped", "reference"] = "grouped"
-    brsf_redraw: Literal["step", "forward"] = "step"
-    dfa_pass: Literal["input", "stop"] = "input"
-    local_pass: Literal["exact", "stop"] = "exact"
-    local_lr: float = 0.01
-    softhebb_inverse_temperature: float = 1.0
-    stdp_tau_pre: float = 2.0
-    stdp_tau_post: float = 2.0
-    stdp_low: float = -1.0
-    stdp_high: float = 1.0
-    stdp_depression: float = 1.0
-    stdp_power: float = 1.0
-    stdp_rivals: bool = True
-    stdp_reward: Literal["none", "label"] = "none"
-    pc_beta: float = 1.0
-    pc_steps: int = 20
-    pc_gamma: float = 0.1
-    pc_fixed_prediction: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +30,7 @@ class Draw:
     Args:
         seed: of the whole network's rules.
         layer: name of the layer.
-        options: the rules' switches.
+        options: the rule's own.
         classes: number of logits, for rules that project the output error.
     """
 
@@ -96,17 +49,21 @@ class Draw:
         return self.uniform(layer.weight.shape, init_bound(layer, self.options), purpose).to(layer.weight)
 
 
-def fans(layer: Layer, options: RuleOptions) -> tuple[int, int]:
-    """Return (fan_in, fan_out) of a layer."""
+def fans(layer: Layer) -> tuple[int, int]:
+    """Return (fan_in, fan_out) of a layer: how many weights really meet one unit.
+
+    On purpose different from BioTorch, which takes all output channels of a grouped convolution for its fan_out, and
+    so makes the feedback of depthwise ones far too weak.
+    """
     weight = layer.weight
     window = weight[0, 0].numel() if weight.ndim > 2 else 1
-    groups = layer.groups if isinstance(layer, nn.Conv2d) and options.fan == "grouped" else 1
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     return weight.shape[1] * window, weight.shape[0] // groups * window
 
 
 def init_bound(layer: Layer, options: RuleOptions) -> float:
     """Return the half-width of the uniform law of the layer's initial weights."""
-    fan_in, fan_out = fans(layer, options)
+    fan_in, fan_out = fans(layer)
     return math.sqrt(6 / (fan_in + fan_out)) if options.init == "xavier" else 1 / math.sqrt(fan_in)
 
 
@@ -131,7 +88,21 @@ class OutputError:
         self.value = gradient
 
 
-class Rule(nn.Module, ABC):
+class LearningRule:
+    """What every rule declares, be it a `Rule` of single layers or a `NetworkRule` that owns the whole network.
+
+    Class attributes:
+        takes: its options, `RuleOptions` or an extension of them beside the rule.
+        suffix: how genotypes write it behind an operation, "soft" in conv_7x1_1x7_soft; "" if they cannot.
+        sees_labels: whether it can train the layer that yields the logits; an assignment leaves it to bp if not.
+    """
+
+    takes: ClassVar[type[RuleOptions]] = RuleOptions
+    suffix: ClassVar[str] = ""
+    sees_labels: ClassVar[bool] = True
+
+
+class Rule(nn.Module, LearningRule, ABC):
     """How one layer learns. Holds buffers only, never parameters, and never the layer itself.
 
     A concrete rule is registered under its name and takes (layer, draw).
@@ -139,6 +110,8 @@ class Rule(nn.Module, ABC):
 
     #: True if the rule changes the layer's weight itself: the optimiser must leave that weight alone.
     local: ClassVar[bool] = False
+
+    options: RuleOptions
 
     def __init__(self, layer: Layer, draw: Draw) -> None:
         del layer
@@ -157,9 +130,6 @@ class Rule(nn.Module, ABC):
         """Do what happens once per optimiser step, after it: a redraw, a local update."""
 
 
-RULES: Registry[type[Rule]] = Registry("rule", "robustbench_bio.rules")
-
-
 class InputGradient(NamedTuple):
     """Gradient of the summed loss at the input, and the logits of the same forward pass."""
 
@@ -172,12 +142,13 @@ class RuleSet(nn.Module, ABC):
 
     Args:
         assignment: layer name → rule name, for the layers that are not plain bp.
+        values: what was set of the rules' options: name → checked value.
     """
 
-    def __init__(self, assignment: Mapping[str, str], options: RuleOptions) -> None:
+    def __init__(self, assignment: Mapping[str, str], values: Mapping[str, object]) -> None:
         super().__init__()
         self.assignment = dict(assignment)
-        self.options = options
+        self.option_values = dict(values)
 
     @abstractmethod
     def backward(self, model: nn.Module, x: Tensor, loss: Loss) -> Tensor:
@@ -200,6 +171,40 @@ class RuleSet(nn.Module, ABC):
         return []
 
 
+class NetworkRule(RuleSet, LearningRule):
+    """A rule that owns the backward pass of a whole network. Holds buffers only.
+
+    A concrete rule is registered under its name and refuses in `__init__` the networks that it cannot own.
+
+    Args:
+        model: the network.
+        assignment: each of its weight layers → the rule's own name.
+        values: of the rules' options, as `attach` has checked them; the rule takes its own.
+    """
+
+    def __init__(self, model: nn.Module, assignment: Mapping[str, str], values: Mapping[str, object]) -> None:
+        del model
+        super().__init__(assignment, values)
+        self.options = own_options(self.takes, values)
+
+
+class _Rules(Registry[type[Rule] | type[NetworkRule]]):
+    def register(self, name: str) -> Callable[[K], K]:
+        """Add a rule, and its suffix to those that genotypes may write."""
+        add = super().register(name)
+
+        def declare(kind: K) -> K:
+            add(kind)
+            if kind.suffix:
+                declare_suffix(name, kind.suffix)
+            return kind
+
+        return declare
+
+
+RULES = _Rules("rule", "robustbench_bio.rules")
+
+
 @contextlib.contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
     """Put the models into eval mode for the duration of the block; each of their modules gets its mode back."""
@@ -211,72 +216,3 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _restore_forward(layer: Layer, own: object | None) -> None:
-    """Give back the `forward` that the instance had of its own, such as an outer block's, or none."""
-    if own is None:
-        layer.__dict__.pop("forward", None)
-    else:
-        layer.__dict__["forward"] = own
-
-
-class LayerRules(RuleSet):
-    """One rule per layer, each within backpropagation's order of things.
-
-    Args:
-        model: the network, for the shapes of its layers.
-        assignment: layer name → rule name, as `attach` has checked it.
-        options: switches for all rules.
-        seed: of every feedback matrix.
-        classes: number of logits.
-    """
-
-    def __init__(
-        self, model: nn.Module, assignment: Mapping[str, str], options: RuleOptions, seed: int, classes: int
-    ) -> None:
-        super().__init__(assignment, options)
-        self.by_layer = nn.ModuleDict()
-        for name, rule in assignment.items():
-            layer = model.get_submodule(name)
-            assert isinstance(layer, nn.Conv2d | nn.Linear)  # noqa: S101  (`attach` checked the user's names)
-            self.by_layer[name.replace(".", "/")] = RULES.get(rule)(layer, Draw(seed, name, options, classes))
-
-    def pairs(self, model: nn.Module) -> Iterator[tuple[Layer, Rule]]:
-        """Yield each ruled layer of `model` with its rule."""
-        for key, rule in self.by_layer.items():
-            yield model.get_submodule(key.replace("/", ".")), rule  # type: ignore[misc]
-
-    @contextlib.contextmanager
-    def attached(self, model: nn.Module) -> Iterator[None]:
-        """Give the layers of `model` their rules' backward passes for the duration of the block; blocks may nest."""
-        error = OutputError()
-        with contextlib.ExitStack() as undo:
-            undo.callback(model.register_forward_hook(error.watch).remove)
-            for layer, rule in self.pairs(model):
-                undo.callback(setattr, rule, "error", rule.error)
-                undo.callback(_restore_forward, layer, layer.__dict__.get("forward"))
-                rule.error = error
-                # The instance's own `forward` hides the class's; deleting it restores the plain layer.
-                layer.forward = functools.partial(rule, layer)  # type: ignore[method-assign]
-            yield
-
-    def backward(self, model: nn.Module, x: Tensor, loss: Loss) -> Tensor:
-        with self.attached(model):
-            logits: Tensor = model(x)
-            loss(logits).mean().backward()  # type: ignore[no-untyped-call]
-        return logits.detach()
-
-    def input_gradient(self, model: nn.Module, x: Tensor, loss: Loss) -> InputGradient:
-        with self.attached(model), eval_mode(model), torch.enable_grad():
-            x = x.detach().requires_grad_(True)
-            logits: Tensor = model(x)
-            (gradient,) = torch.autograd.grad(loss(logits).sum(), x)
-        return InputGradient(gradient, logits.detach())
-
-    def step(self, model: nn.Module) -> None:
-        for layer, rule in self.pairs(model):
-            rule.step(layer)
-
-    def local_parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        return [p for layer, rule in self.pairs(model) if rule.local for p in layer.parameters(recurse=False)]

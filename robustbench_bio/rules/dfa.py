@@ -6,13 +6,15 @@ On purpose different from Nøkland: the projection is the gradient at the pre-ac
 derivative of what follows, which a layer cannot know.
 """
 
-from typing import Any, final
+from dataclasses import dataclass
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_bio.rules.base import RULES, Draw, Layer, OutputError, Rule
 from robustbench_bio.rules.geometry import Geometry, autocast, unfolded
+from robustbench_bio.rules.options import RuleOptions
 
 
 class _Direct(torch.autograd.Function):
@@ -55,6 +57,18 @@ class _Direct(torch.autograd.Function):
         )
 
 
+@dataclass(frozen=True)
+class DfaOptions(RuleOptions):
+    """Options of dfa.
+
+    Args:
+        dfa_pass: what a layer hands down: "input" a projection of the error, so that layers of other rules below still
+            learn; "stop" nothing, which only a chain of dfa layers can use.
+    """
+
+    dfa_pass: Literal["input", "stop"] = "input"
+
+
 @final
 @RULES.register("dfa")
 class DirectFeedbackAlignment(Rule):
@@ -64,6 +78,11 @@ class DirectFeedbackAlignment(Rule):
     yields the logits keeps its exact gradient (B = identity): the assignment leaves it to bp.
     """
 
+    takes = DfaOptions
+    suffix = "dfa"
+    sees_labels = False
+
+    options: DfaOptions
     to_output: Tensor
     to_input: Tensor | None
 
@@ -72,7 +91,7 @@ class DirectFeedbackAlignment(Rule):
         units_in = layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
         self.register_buffer("to_output", _projection(draw, layer.weight.shape[0], "dfa output").to(layer.weight))
         below = _projection(draw, units_in, "dfa input").to(layer.weight)
-        self.register_buffer("to_input", below if draw.options.dfa_pass == "input" else None)
+        self.register_buffer("to_input", below if self.options.dfa_pass == "input" else None)
 
     def forward(self, layer: Layer, x: Tensor) -> Tensor:
         geometry, padded = unfolded(layer, x)

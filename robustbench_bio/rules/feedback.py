@@ -59,6 +59,8 @@ class FeedbackRule(Rule):
 class Backpropagation(FeedbackRule):
     """B = W: ordinary backpropagation."""
 
+    suffix = "bp"
+
     def matrix(self, layer: Layer) -> Tensor:
         return layer.weight
 
@@ -67,6 +69,8 @@ class Backpropagation(FeedbackRule):
 @RULES.register("fa")
 class FeedbackAlignment(FeedbackRule):
     """B = R, drawn once from the weights' initial law, independent of W. State: `feedback`."""
+
+    suffix = "fa"
 
     feedback: Tensor
 
@@ -84,8 +88,11 @@ class FeedbackAlignment(FeedbackRule):
 class UniformSignFeedback(FeedbackRule):
     """B = c·sign(W), c the standard deviation of the weights' initial law. No state."""
 
+    suffix = "u"
+
     def __init__(self, layer: Layer, draw: Draw) -> None:
         super().__init__(layer, draw)
+        # The standard deviation of U(±a) is a/√3: B is as long as W when training starts, at an angle of 30°.
         self.scale = init_bound(layer, draw.options) / 3**0.5
 
     def matrix(self, layer: Layer) -> Tensor:
@@ -96,6 +103,8 @@ class UniformSignFeedback(FeedbackRule):
 @RULES.register("frsf")
 class FixedRandomMagnitudeFeedback(FeedbackRule):
     """B = |M|∘sign(W), M drawn once from the weights' initial law. State: `magnitude`."""
+
+    suffix = "fr"
 
     magnitude: Tensor
 
@@ -112,9 +121,10 @@ class FixedRandomMagnitudeFeedback(FeedbackRule):
 class BatchRandomMagnitudeFeedback(FeedbackRule):
     """B = |M_t|∘sign(W), M_t drawn afresh once per optimiser step. State: `stream` = (seed, steps so far).
 
-    M_t is a function of the stream's state, so a restored state dict goes on with the same draws. With
-    `brsf_redraw="forward"` it also depends on the number of forward passes since the last step.
+    M_t is a function of the stream's state, so a restored state dict goes on with the same draws.
     """
+
+    suffix = "br"
 
     stream: Tensor
     magnitude: Tensor
@@ -123,19 +133,13 @@ class BatchRandomMagnitudeFeedback(FeedbackRule):
         super().__init__(layer, draw)
         self._layer_name = draw.layer
         self._bound = init_bound(layer, draw.options)
-        self._forwards = 0
         self.register_buffer("stream", torch.tensor([draw.seed, 0]))
         self.register_buffer("magnitude", torch.empty_like(layer.weight, requires_grad=False), persistent=False)
         self.restart()
         self.register_load_state_dict_post_hook(_follow)  # type: ignore[no-untyped-call]
 
     def matrix(self, layer: Layer) -> Tensor:
-        magnitude = self.magnitude
-        if self.options.brsf_redraw == "forward":
-            # A draw of its own, not the buffer's: a forward pass changes no buffer.
-            self._forwards += 1
-            magnitude = self._drawn()
-        return magnitude * layer.weight.sign()
+        return self.magnitude * layer.weight.sign()
 
     def step(self, layer: Layer) -> None:
         del layer
@@ -150,15 +154,12 @@ class BatchRandomMagnitudeFeedback(FeedbackRule):
         self._redraw()
 
     def _redraw(self) -> None:
-        self._forwards = 0
-        self.magnitude.copy_(self._drawn(), non_blocking=True)
-
-    def _drawn(self) -> Tensor:
         draw = Draw(self._seed, self._layer_name, self.options)
-        magnitude = draw.uniform(self.magnitude.shape, self._bound, f"brsf {self._count} {self._forwards}").abs()
+        # The closing 0 is part of the key that trained weights were drawn under.
+        magnitude = draw.uniform(self.magnitude.shape, self._bound, f"brsf {self._count} 0").abs()
         if self.magnitude.is_cuda:  # from pinned memory a copy waits for nothing, from other memory each takes its turn
             magnitude = magnitude.pin_memory()
-        return magnitude.to(self.magnitude, non_blocking=True)
+        self.magnitude.copy_(magnitude, non_blocking=True)
 
 
 def _follow(module: BatchRandomMagnitudeFeedback, keys: object) -> None:

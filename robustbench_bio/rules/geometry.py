@@ -64,6 +64,8 @@ class Convolution(Geometry):
         return signal[:, :, None, None].expand_as(like).contiguous()
 
     def _adjoint(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
+        # The kernel that autograd itself ends in: it takes any matrix of the weight's shape, and computes only what the
+        # mask asks for.
         out: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
             g, x, weight, None, self.stride, self.padding, self.dilation, False, (0, 0), self.groups, mask
         )

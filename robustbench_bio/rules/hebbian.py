@@ -1,7 +1,8 @@
 """Hebbian rules: a layer changes its weights by what it sees and what it answers; no error reaches it."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, NamedTuple, final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.rules.base import RULES, Draw, Layer, Rule
 from robustbench_bio.rules.geometry import Geometry, unfolded
+from robustbench_bio.rules.options import RuleOptions
 
 #: Keeps SoftHebb's learning rate above zero at unit norm: √1e-10 = 1e-5 of `local_lr`.
 NORM_FLOOR = 1e-10
@@ -40,6 +42,19 @@ class Seen(NamedTuple):
     positions: int
 
 
+@dataclass(frozen=True)
+class LocalOptions(RuleOptions):
+    """Options of all rules that change the weight themselves.
+
+    Args:
+        local_pass: what a layer hands down: the "exact" gradient through its weights, or "stop".
+        local_lr: learning rate η.
+    """
+
+    local_pass: Literal["exact", "stop"] = "exact"
+    local_lr: float = 0.01
+
+
 class LocalRule(Rule):
     """A layer that learns from its own input and output, when `step` asks for it.
 
@@ -50,6 +65,10 @@ class LocalRule(Rule):
     """
 
     local: ClassVar[bool] = True
+    sees_labels = False
+    takes = LocalOptions
+
+    options: LocalOptions
 
     @abstractmethod
     def remember(self, layer: Layer, geometry: Geometry, x: Tensor, output: Tensor) -> None:
@@ -112,6 +131,7 @@ class Hebbian(LocalRule):
             if isinstance(layer, nn.Linear):
                 u = u.flatten(0, -2)
             if layer.bias is not None:
+                # The papers' u is W x: a bias would decide who wins without having seen the input.
                 u = u - layer.bias.view(-1, *[1] * (u.ndim - 2))
             grouped = u.view(len(u), _groups(layer), -1, *u.shape[2:])
             activity, decay = (part.flatten(1, 2) for part in self.respond(grouped))
@@ -136,6 +156,8 @@ class Oja(Hebbian):
     Source: Oja 1982, "A simplified neuron model as a principal component analyzer".
     """
 
+    suffix = "oja"
+
     def respond(self, u: Tensor) -> Response:
         """Answer linearly; the decay y² holds the norm at 1."""
         return Response(u, u.square())
@@ -152,10 +174,23 @@ class HardWta(Hebbian):
     Source: Rumelhart & Zipser 1985, "Feature discovery by competitive learning".
     """
 
+    suffix = "hwta"
+
     def respond(self, u: Tensor) -> Response:
         """Answer 1 for the winner of each position and 0 for all others."""
         winner = _one_hot_argmax(u)
         return Response(winner, winner)
+
+
+@dataclass(frozen=True)
+class SoftHebbOptions(LocalOptions):
+    """Options of softhebb.
+
+    Args:
+        softhebb_inverse_temperature: t in p = softmax(t·u).
+    """
+
+    softhebb_inverse_temperature: float = 1.0
 
 
 @final
@@ -172,6 +207,11 @@ class SoftHebb(Hebbian):
     bare ReLU leaves about one unit per position alive: let a norm or the triangle activation follow.
     """
 
+    takes = SoftHebbOptions
+    suffix = "soft"
+
+    options: SoftHebbOptions
+
     def respond(self, u: Tensor) -> Response:
         """Answer +p for the winner of each position and −p for all others."""
         p = (self.options.softhebb_inverse_temperature * u).softmax(2)
@@ -182,6 +222,7 @@ class SoftHebb(Hebbian):
         """Return η·√(|‖W_o‖₂ − 1| + 1e-10)·Δ_o, Δ divided by its largest entry."""
         weight = layer.weight
         delta = (seen.correlation - seen.decay * weight).reshape(_groups(layer), -1)
+        # A group that saw zeros only stays as it is: without the floor it would become 0/0.
         delta = delta / delta.abs().amax(1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
         norm = weight.flatten(1).norm(dim=1).view_as(seen.decay)
         rate: Tensor = self.options.local_lr * ((norm - 1).abs() + NORM_FLOOR).sqrt()

@@ -1,18 +1,35 @@
 """Predictive coding: activities relax until their errors balance, then each layer learns from its own."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.nets.base import Net, weight_layers
-from robustbench_bio.rules.base import InputGradient, Loss, RuleOptions, RuleSet, eval_mode
+from robustbench_bio.nets.base import Net
+from robustbench_bio.rules.base import RULES, InputGradient, Loss, NetworkRule, eval_mode
+from robustbench_bio.rules.options import RuleOptions
 
-#: Name of the rule; it owns whole networks, so it is no member of the per-layer `RULES`.
-NAME = "pc"
+
+@dataclass(frozen=True)
+class PredictiveOptions(RuleOptions):
+    """Options of pc.
+
+    Args:
+        pc_beta: precision of the output over that of the hidden layers, β > 0.
+        pc_steps: inference steps T >= 0.
+        pc_gamma: inference step size γ in (0, 1].
+        pc_fixed_prediction: keep predictions and derivatives at their feed-forward values during inference, with which
+            pc comes to backpropagation's gradients (Millidge, Tschantz & Buckley 2022).
+    """
+
+    pc_beta: float = 1.0
+    pc_steps: int = 20
+    pc_gamma: float = 0.1
+    pc_fixed_prediction: bool = False
 
 
 class State(NamedTuple):
@@ -31,7 +48,7 @@ class State(NamedTuple):
     errors: list[Tensor]
 
 
-def infer(chain: Sequence[nn.Module], x: Tensor, loss: Loss, options: RuleOptions) -> Iterator[State]:
+def infer(chain: Sequence[nn.Module], x: Tensor, loss: Loss, options: PredictiveOptions) -> Iterator[State]:
     """Yield the states after 0, 1, …, T steps of z_l ← z_l − γ ∂E/∂z_l, all hidden layers at once.
 
     Inference starts from the feed-forward pass, where all hidden errors are zero; an error needs L − l steps
@@ -70,7 +87,8 @@ def energy(chain: Sequence[nn.Module], activities: Sequence[Tensor], loss: Loss,
 
 
 @final
-class PredictiveCoding(RuleSet):
+@RULES.register("pc")
+class PredictiveCoding(NetworkRule):
     """Predictive coding over the whole chain of a network, with E summed over examples.
 
     ΔW ∝ −∂E/∂W after inference. Gradients are those of E divided by β, so that β → 0 gives backpropagation's;
@@ -82,15 +100,21 @@ class PredictiveCoding(RuleSet):
 
     Args:
         model: a network whose `chain` gives its stages.
-        options: `pc_beta` > 0, `pc_steps` ≥ 0, 0 < `pc_gamma` ≤ 1, `pc_fixed_prediction`.
+        assignment: each of its weight layers → "pc".
+        values: of the rules' options, as `attach` has checked them; see `PredictiveOptions`.
 
     Raises:
         UserError: the network is not a chain, or an option is out of range.
     """
 
-    def __init__(self, model: Net, options: RuleOptions) -> None:
-        super().__init__(dict.fromkeys(weight_layers(model), NAME), options)
-        model.chain()
+    takes = PredictiveOptions
+
+    options: PredictiveOptions
+
+    def __init__(self, model: nn.Module, assignment: Mapping[str, str], values: Mapping[str, object]) -> None:
+        super().__init__(model, assignment, values)
+        options = self.options
+        cast("Net", model).chain()
         if not options.pc_beta > 0:
             raise UserError(f"expected pc_beta > 0, got {options.pc_beta}: 1 weighs output and hidden alike")
         if options.pc_steps < 0:
@@ -138,7 +162,7 @@ def _feed_forward(chain: Sequence[nn.Module], x: Tensor) -> tuple[list[Tensor], 
     return sites[:-1], predictions
 
 
-def _stepped(chain: Sequence[nn.Module], state: State, loss: Loss, options: RuleOptions) -> State:
+def _stepped(chain: Sequence[nn.Module], state: State, loss: Loss, options: PredictiveOptions) -> State:
     """Return the state one inference step later."""
     fixed = options.pc_fixed_prediction
     downs = (

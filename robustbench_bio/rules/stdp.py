@@ -1,6 +1,7 @@
 """Spike-timing-dependent plasticity: a synapse grows if its input fires before its neuron, and shrinks if after."""
 
-from typing import NamedTuple, final
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.spiking import FiringConv2d
 from robustbench_bio.rules.base import RULES, Draw, Layer, OutputError
 from robustbench_bio.rules.geometry import Geometry
-from robustbench_bio.rules.hebbian import LocalRule
+from robustbench_bio.rules.hebbian import LocalOptions, LocalRule
 
 
 class Pairs(NamedTuple):
@@ -26,11 +27,11 @@ class Pairs(NamedTuple):
 
 def trace(spikes: Tensor, tau: float) -> Tensor:
     """Return what is left of earlier spikes, tr ← tr − tr/τ + s: spikes [T, ...] → same shape, the present included."""
-    left, found = torch.zeros_like(spikes[0]), []
-    for now in spikes.unbind():
-        left = left - left / tau + now
-        found.append(left)
-    return torch.stack(found)
+    left, traces = torch.zeros_like(spikes[0]), []
+    for present in spikes.unbind():
+        left = left - left / tau + present
+        traces.append(left)
+    return torch.stack(traces)
 
 
 def pairs(geometry: Geometry, pre: Tensor, post: Tensor, weight: Tensor, tau_pre: float, tau_post: float) -> Pairs:
@@ -61,6 +62,30 @@ class _Seen(NamedTuple):
     error: OutputError
 
 
+@dataclass(frozen=True)
+class StdpOptions(LocalOptions):
+    """Options of stdp.
+
+    Args:
+        stdp_tau_pre: time constant of the traces of incoming spikes, in steps, at least 1.
+        stdp_tau_post: the same for outgoing spikes.
+        stdp_low, stdp_high: bounds of the weights.
+        stdp_depression: strength of depression over that of potentiation, d.
+        stdp_power: μ of the soft bounds: potentiation ∝ (high − w)^μ, depression ∝ (w − low)^μ.
+        stdp_rivals: at each position, only the neuron that fires first learns; off, all learn that fire.
+        stdp_reward: "none", or "label": changes are multiplied by 2·p − 1, p the label's probability.
+    """
+
+    stdp_tau_pre: float = 2.0
+    stdp_tau_post: float = 2.0
+    stdp_low: float = -1.0
+    stdp_high: float = 1.0
+    stdp_depression: float = 1.0
+    stdp_power: float = 1.0
+    stdp_rivals: bool = True
+    stdp_reward: Literal["none", "label"] = "none"
+
+
 @final
 @RULES.register("stdp")
 class Stdp(LocalRule):
@@ -81,22 +106,16 @@ class Stdp(LocalRule):
         UserError: a layer without neurons, or options out of their range.
     """
 
+    takes = StdpOptions
+
+    options: StdpOptions
+
     def __init__(self, layer: Layer, draw: Draw) -> None:
         super().__init__(layer, draw)
         if not isinstance(layer, FiringConv2d):
             kind = type(layer).__name__
             raise UserError(f"expected a convolution with neurons for stdp, got a {kind}: stdp trains spiking-cnn")
-        options = draw.options
-        if options.stdp_tau_pre < 1 or options.stdp_tau_post < 1:
-            least = min(options.stdp_tau_pre, options.stdp_tau_post)
-            raise UserError(f"expected stdp_tau_pre and stdp_tau_post >= 1 step, got {least:g}: raise it")
-        if options.stdp_low >= options.stdp_high:
-            raise UserError(
-                f"expected stdp_low < stdp_high, got {options.stdp_low:g} and {options.stdp_high:g}: exchange them"
-            )
-        if options.stdp_power < 0 or options.stdp_depression < 0:
-            least = min(options.stdp_power, options.stdp_depression)
-            raise UserError(f"expected stdp_power and stdp_depression >= 0, got {least:g}: raise it")
+        _check(self.options)
         self._seen: list[_Seen] = []
 
     @torch.no_grad()
@@ -128,11 +147,24 @@ class Stdp(LocalRule):
         weight.add_(change, alpha=options.local_lr / terms).clamp_(low, high)
 
 
+def _check(options: StdpOptions) -> None:
+    if (least := min(options.stdp_tau_pre, options.stdp_tau_post)) < 1:
+        raise UserError(f"expected stdp_tau_pre and stdp_tau_post >= 1 step, got {least:g}: raise it")
+    if options.stdp_low >= options.stdp_high:
+        raise UserError(
+            f"expected stdp_low < stdp_high, got {options.stdp_low:g} and {options.stdp_high:g}: exchange them"
+        )
+    if (least := min(options.stdp_power, options.stdp_depression)) < 0:
+        raise UserError(f"expected stdp_power and stdp_depression >= 0, got {least:g}: raise it")
+
+
 def _first(spikes: Tensor, current: Tensor) -> Tensor:
     """Tell which neuron fires first at each position: spikes and current [T, N, units, ...] → one-hot [N, units, ...].
 
     Of several that fire in the same steps, the one with the largest current wins.
     """
+    # Halves make the earliest spike outweigh all later ones together; the current, below half of the last half,
+    # decides only between neurons that fire in the very same steps.
     steps = len(spikes)
     early = 0.5 ** torch.arange(steps, dtype=spikes.dtype, device=spikes.device)
     score = torch.einsum("t,t...->...", early, spikes) + early[-1] / 2 * current.mean(0).sigmoid()

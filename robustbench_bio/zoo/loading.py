@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -16,11 +15,9 @@ from robustbench_bio import nets, rules
 from robustbench_bio.attacks.transfer import SourceNetwork
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import write_atomically
-from robustbench_bio.core.registry import unknown
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.datasets.base import Dataset
 from robustbench_bio.nets.base import Inputs, Net
-from robustbench_bio.records.base import first_error
 from robustbench_bio.records.card import ModelCard, TrainedNet
 from robustbench_bio.records.motifs import AnyGenotype
 from robustbench_bio.rules import RuleOptions
@@ -85,26 +82,23 @@ def network(card: ModelCard, entry: TrainedNet, dataset: Dataset, cells: AnyGeno
     options = rule_options(card)
     rules.attach(net, card.rule, seed=entry.seed, options=options)
     if entry.recipe.init != "network":
-        rules.initialise(net, options, entry.seed, which="all" if entry.recipe.init == "one-law" else "ruled")
+        law = rules.own_options(RuleOptions, options)
+        rules.initialise(net, law, entry.seed, which="all" if entry.recipe.init == "one-law" else "ruled")
     net.description = json.dumps(described, sort_keys=True)
     # The order of memory that CPU and GPU kernels prefer; values and shapes are the same.
     return net.to(memory_format=torch.channels_last)
 
 
-def rule_options(card: ModelCard) -> RuleOptions:
-    """Return the switches of a card's rules.
+def rule_options(card: ModelCard) -> dict[str, object]:
+    """Return the options of a card's rules.
 
     Raises:
-        UserError: a switch that does not exist, or a value that it does not take.
+        UserError: an option that does not exist, or a value that it does not take.
     """
-    known = list(RuleOptions.__dataclass_fields__)
-    for name in card.rule_options:
-        if name not in known:
-            raise UserError(f"card {card.id}: {unknown('field of rule_options', name, known)}")
     try:
-        return TypeAdapter(RuleOptions).validate_json(json.dumps(card.rule_options), strict=True)
-    except ValidationError as error:
-        raise UserError(f"card {card.id}: rule_options: {first_error(error, ModelCard)}") from None
+        return rules.check_options(card.rule_options)
+    except UserError as error:
+        raise UserError(f"card {card.id}: {error}") from None
 
 
 def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:

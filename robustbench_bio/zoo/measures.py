@@ -18,8 +18,9 @@ from torch import Tensor
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.nets.base import Net, weight_layers
-from robustbench_bio.rules.base import Layer, LayerRules, Rule, RuleSet, eval_mode
+from robustbench_bio.rules.base import Layer, Rule, RuleSet, eval_mode
 from robustbench_bio.rules.feedback import FeedbackRule
+from robustbench_bio.rules.layers import LayerRules
 
 #: Fewer batches leave the variance itself too uncertain to compare networks.
 LEAST_BATCHES = 16

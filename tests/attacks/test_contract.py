@@ -27,7 +27,7 @@ from robustbench_bio.evaluation.evaluate import evaluate
 from robustbench_bio.nets import Inputs, build
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.threat import Norm, Threat
-from robustbench_bio.rules import LayerRules, RuleOptions, attach
+from robustbench_bio.rules import LayerRules, attach
 from robustbench_bio.zoo.loading import source_network
 
 #: Radii at which the small network below loses a good part of its accuracy.
@@ -755,7 +755,7 @@ def test_for_bp_the_rule_gradient_is_the_exact_one() -> None:
     mlp = fitted("mlp", hidden=(32,))
     exact = robust_accuracy(mlp, "exact")
     names = {name: "bp" for name, layer in mlp.named_modules() if isinstance(layer, nn.Linear)}
-    mlp.rules = LayerRules(mlp, names, RuleOptions(), seed=0, classes=10).eval()
+    mlp.rules = LayerRules(mlp, names, {}, seed=0, classes=10).eval()
     assert robust_accuracy(mlp, "rule") == exact
     assert 0 < exact < 0.9
 

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from robustbench_bio.attacks import ATTACKS
+from robustbench_bio.attacks.external.base import BACKENDS
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import Registry, unknown
 from robustbench_bio.datasets import DATASETS
 from robustbench_bio.nets import NETS
+from robustbench_bio.records.genotype import OPERATIONS, SUFFIXES
 from robustbench_bio.rules import RULES
+from robustbench_bio.search.base import ENGINES
 
 Package = Callable[..., str]
 
@@ -95,6 +98,15 @@ def test_every_member_of_the_package_says_what_it_is(registry: Registry[type]) -
         assert name == name.lower()
         assert cls.__doc__, name
         assert registry.get(name) is cls
+
+
+def test_entry_points_are_grouped_by_kind() -> None:
+    groups = {registry.group for registry in (ATTACKS, RULES, DATASETS, NETS, ENGINES, BACKENDS)}
+    kinds = ("attacks", "rules", "datasets", "networks", "engines", "backends")
+    assert groups == {f"robustbench_bio.{kind}" for kind in kinds}
+    assert (SUFFIXES.group, OPERATIONS.group) == (RULES.group, NETS.group)
+    text = (Path(__file__).parents[2] / "docs" / "adding.md").read_text()
+    assert all(f"`{group}`" in text for group in groups)
 
 
 @pytest.mark.slow

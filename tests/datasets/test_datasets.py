@@ -40,6 +40,29 @@ def test_every_dataset_describes_itself(name: str) -> None:
     assert data.licence
 
 
+@pytest.mark.parametrize("name", DATASETS.names())
+def test_what_is_not_local_would_be_downloaded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **params: object) -> None:
+        raise OSError("asked for the network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    data = open_dataset(name)
+    asked = False
+    try:
+        data.load("test", tmp_path, 1)
+    except UserError as error:
+        asked = "asked for the network" in str(error)
+    assert data.is_local(tmp_path) != asked
+
+
+@pytest.mark.parametrize("name", ["cifar10.npz", "cifar-10-python.tar.gz", "cifar-10-batches-py"])
+def test_cifar_is_local_in_every_form_that_is_read(name: str, tmp_path: Path) -> None:
+    data = open_dataset("cifar10")
+    assert not data.is_local(tmp_path)
+    (tmp_path / name).touch()
+    assert data.is_local(tmp_path)
+
+
 def test_the_registry_holds_the_promised_names() -> None:
     assert {"digits", "cifar10", "cifar100", "imagenet", "imagenet16-120"} <= set(DATASETS.names())
     sizes = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000, "imagenet16-120": 120}

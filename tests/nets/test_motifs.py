@@ -385,7 +385,7 @@ def test_the_control_with_relu_has_the_same_weights_and_no_spikes() -> None:
         ({"channels": 0}, "expected channels"),
         ({"coding": "rate"}, "expected coding to be direct or frames"),
         ({"neurons": "tanh"}, "expected neurons to be lif or relu"),
-        ({"surrogate": "qgat"}, "did you mean qgate"),
+        ({"surrogate": "triangel"}, "did you mean triangle"),
     ],
 )
 def test_a_network_names_what_is_wrong(params: dict[str, Any], message: str) -> None:

@@ -135,7 +135,7 @@ def test_over_time_is_the_layer_at_each_step() -> None:
     [
         ({"tau": 0.5}, r"expected tau to be in \[1, 1e\+06\], got 0.5"),
         ({"threshold": 0.0}, r"expected threshold to be in \[1e-06, 1e\+06\], got 0.0"),
-        ({"surrogate": "qgat"}, "unknown surrogate 'qgat': did you mean qgate"),
+        ({"surrogate": "triangel"}, "unknown surrogate 'triangel': did you mean triangle"),
         ({"steps": 0}, "expected steps to be a whole number >= 1, got 0"),
         ({"coding": "rate"}, "expected coding to be direct or frames, got 'rate'"),
         ({"coding": "frames"}, "expected channels that are 3 frames, got 1"),
@@ -202,7 +202,7 @@ def test_a_trace_with_the_surrogate_of_training_has_the_networks_own_gradient(na
     graph = trace(net, x[:2])
     torch.testing.assert_close(graph(x), net(x))
     gradients = []
-    for module in (net, with_surrogates(graph, "qgate")):
+    for module in (net, with_surrogates(graph, "triangle")):
         point = x.clone().requires_grad_(True)
         gradients.append(torch.autograd.grad(F.cross_entropy(module(point), y), point)[0])
     assert gradients[0].abs().max() > 0
@@ -221,15 +221,15 @@ def test_the_exact_gradient_is_zero_and_says_why() -> None:
 
 def test_half_precision_is_not_used_where_spikes_would_move() -> None:
     net, x = resnet().eval(), images()
-    white_box = WhiteBoxModel(net, "surrogate:qgate", "bfloat16")
-    full = WhiteBoxModel(net, "surrogate:qgate").gradient(x, torch.arange(6), cross_entropy)
+    white_box = WhiteBoxModel(net, "surrogate:triangle", "bfloat16")
+    full = WhiteBoxModel(net, "surrogate:triangle").gradient(x, torch.arange(6), cross_entropy)
     torch.testing.assert_close(white_box.gradient(x, torch.arange(6), cross_entropy).gradient, full.gradient)
 
 
 def test_thresholds_are_attacked_through_two_surrogates_and_nothing_else_is() -> None:
     x = images(2)
     net, plain = resnet().eval(), nets.build("resnet", DIGITS, seed=0, width=4).eval()
-    both = ["surrogate:qgate", "surrogate:arctan"]
+    both = ["surrogate:triangle", "surrogate:arctan"]
     assert stepped(net, x)
     assert not stepped(plain, x)
     assert campaign.gradients(plain, None, x) == ["exact"]
@@ -268,7 +268,8 @@ def test_training_through_the_surrogate_learns_and_the_diagnosis_goes_through() 
     test = datasets.load_examples("digits", "test", 80)
     data = torch.from_numpy(test.x).float() / 255, torch.from_numpy(test.y)
     exact, soft = (
-        evaluate(net, data, gradient=kind, eps=0.1, steps=10).robust_accuracy for kind in ("exact", "surrogate:qgate")
+        evaluate(net, data, gradient=kind, eps=0.1, steps=10).robust_accuracy
+        for kind in ("exact", "surrogate:triangle")
     )
     assert soft < exact - 0.1
     found = {flag.name: flag for flag in diagnose(net, data, gradient="exact", steps=10, queries=50).checks}

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.rules.base import Draw, Layer, LayerRules, Loss, RuleOptions
-from robustbench_bio.rules.dfa import DirectFeedbackAlignment
+from robustbench_bio.rules.base import Draw, Layer, Loss
+from robustbench_bio.rules.dfa import DfaOptions, DirectFeedbackAlignment
+from robustbench_bio.rules.layers import LayerRules
 
-STOP = RuleOptions(dfa_pass="stop")  # noqa: S106
+STOP = {"dfa_pass": "stop"}
 LABELS = torch.tensor([0, 2, 1, 2])
 
 
@@ -81,7 +82,7 @@ def test_a_linear_layer_does_so_at_every_extra_position(shape: tuple[int, ...], 
 
 def check_layer(layer: Layer, head: nn.Module, x: Tensor, handed: str) -> None:
     net = filled(nn.Sequential(layer, head))
-    rules = LayerRules(net, {"0": "dfa"}, RuleOptions(dfa_pass=handed), seed=0, classes=3)
+    rules = LayerRules(net, {"0": "dfa"}, {"dfa_pass": handed}, seed=0, classes=3)
     units_first = isinstance(layer, nn.Conv2d)
 
     logits = net(x).detach().requires_grad_(True)
@@ -136,7 +137,7 @@ def gradients(net: nn.Module, rules: LayerRules, loss: Loss) -> dict[str, Tensor
 @pytest.mark.parametrize("handed", ["input", "stop"])
 def test_no_later_weight_matters_to_an_update_once_the_error_is_fixed(handed: str) -> None:
     net = chain()
-    options = RuleOptions(dfa_pass=handed)
+    options = {"dfa_pass": handed}
     direct = LayerRules(net, dict.fromkeys("026", "dfa"), options, seed=0, classes=3)
     bp = LayerRules(net, dict.fromkeys("026", "bp"), options, seed=0, classes=3)
     loss = linear_in_the_logits()
@@ -153,7 +154,7 @@ def test_no_later_weight_matters_to_an_update_once_the_error_is_fixed(handed: st
 
 def test_an_update_follows_the_error() -> None:
     net = chain()
-    rules = LayerRules(net, dict.fromkeys("026", "dfa"), RuleOptions(), seed=0, classes=3)
+    rules = LayerRules(net, dict.fromkeys("026", "dfa"), {}, seed=0, classes=3)
     first, second = linear_in_the_logits(), linear_in_the_logits(seed=1)
     one, two = gradients(net, rules, first), gradients(net, rules, second)
     both = gradients(net, rules, lambda logits: 2 * first(logits) - 3 * second(logits))
@@ -163,7 +164,7 @@ def test_an_update_follows_the_error() -> None:
 
 def test_the_last_layer_learns_as_by_autograd_and_those_below_do_not() -> None:
     net = chain()
-    rules = LayerRules(net, dict.fromkeys("026", "dfa"), RuleOptions(), seed=0, classes=3)
+    rules = LayerRules(net, dict.fromkeys("026", "dfa"), {}, seed=0, classes=3)
     got = gradients(net, rules, cross_entropy)
     exact = torch.autograd.grad(cross_entropy(net(IMAGES)).mean(), list(net.parameters()))
     for name, wanted in zip(got, exact, strict=True):
@@ -172,7 +173,7 @@ def test_the_last_layer_learns_as_by_autograd_and_those_below_do_not() -> None:
 
 def test_the_input_receives_the_first_layers_projection_or_nothing() -> None:
     net = chain().eval()
-    rules = LayerRules(net, dict.fromkeys("026", "dfa"), RuleOptions(), seed=0, classes=3)
+    rules = LayerRules(net, dict.fromkeys("026", "dfa"), {}, seed=0, classes=3)
     logits = net(IMAGES).detach().requires_grad_(True)
     (e,) = torch.autograd.grad(cross_entropy(logits).sum(), logits)
     wanted = (e @ projections(rules, "0")[1])[:, :, None, None].expand_as(IMAGES)
@@ -185,7 +186,7 @@ def test_the_input_receives_the_first_layers_projection_or_nothing() -> None:
 def test_layers_of_other_rules_below_learn_only_if_something_is_handed_down(below: str) -> None:
     for handed in ("input", "stop"):
         net = chain()
-        options = RuleOptions(dfa_pass=handed)
+        options = {"dfa_pass": handed}
         rules = LayerRules(net, {"0": below, "2": "dfa", "6": "dfa"}, options, seed=0, classes=3)
         got = gradients(net, rules, cross_entropy)
         assert bool(got["0.weight"].any()) == bool(got["3.weight"].any()) == (handed == "input")
@@ -195,7 +196,7 @@ def test_layers_of_other_rules_below_learn_only_if_something_is_handed_down(belo
 
 def test_a_loss_that_never_meets_the_logits_is_an_error_also_after_one_that_did() -> None:
     net = chain()
-    rules = LayerRules(net, dict.fromkeys("026", "dfa"), RuleOptions(), seed=0, classes=3)
+    rules = LayerRules(net, dict.fromkeys("026", "dfa"), {}, seed=0, classes=3)
     for _ in range(2):
         with rules.attached(net):
             net(IMAGES)
@@ -207,7 +208,7 @@ def test_a_loss_that_never_meets_the_logits_is_an_error_also_after_one_that_did(
 
 def test_the_error_of_each_backward_pass_is_its_own() -> None:
     net = chain()
-    rules = LayerRules(net, dict.fromkeys("026", "dfa"), RuleOptions(), seed=0, classes=3)
+    rules = LayerRules(net, dict.fromkeys("026", "dfa"), {}, seed=0, classes=3)
     losses = (linear_in_the_logits(), linear_in_the_logits(seed=1))
     wanted = [gradients(net, rules, loss) for loss in losses]
     with rules.attached(net):
@@ -234,7 +235,7 @@ class TwoHeads(nn.Module):
 
 def test_a_second_loss_on_hidden_units_does_not_enter_the_error() -> None:
     net = filled(TwoHeads())
-    rules = LayerRules(net, {"lower": "dfa", "upper": "dfa"}, RuleOptions(), seed=0, classes=3)
+    rules = LayerRules(net, {"lower": "dfa", "upper": "dfa"}, {}, seed=0, classes=3)
     x = random(4, 5)
     rules.backward(net, x, cross_entropy)
     alone = {name: net.get_submodule(name).weight.grad.clone() for name in ("lower", "upper")}
@@ -248,7 +249,7 @@ def test_projections_are_xavier_uniform_one_for_each_place_and_seed() -> None:
     layer = nn.Conv2d(300, 400, 1, groups=4)
     seen = []
     for seed, name in product((0, 1), "ab"):
-        rule = DirectFeedbackAlignment(layer, Draw(seed, name, RuleOptions(), classes=20))
+        rule = DirectFeedbackAlignment(layer, Draw(seed, name, DfaOptions(), classes=20))
         assert rule.to_output.shape == (20, 400)
         assert rule.to_input.shape == (20, 300)
         for matrix, units in ((rule.to_output, 400), (rule.to_input, 300)):
@@ -265,7 +266,7 @@ def test_projections_are_xavier_uniform_one_for_each_place_and_seed() -> None:
 
 def test_projections_are_never_redrawn() -> None:
     net = chain()
-    rules = LayerRules(net, dict.fromkeys("026", "dfa"), RuleOptions(), seed=0, classes=3)
+    rules = LayerRules(net, dict.fromkeys("026", "dfa"), {}, seed=0, classes=3)
     before = {name: value.clone() for name, value in rules.state_dict().items()}
     assert len(before) == 6
     for _ in range(3):
@@ -282,7 +283,7 @@ def test_a_network_learns_by_its_hidden_layers_and_not_by_its_last_alone(handed:
     final = {}
     for frozen in (True, False):
         net = filled(nn.Sequential(nn.Linear(30, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)))
-        rules = LayerRules(net, dict.fromkeys("02", "dfa"), RuleOptions(dfa_pass=handed), seed=0, classes=3)
+        rules = LayerRules(net, dict.fromkeys("02", "dfa"), {"dfa_pass": handed}, seed=0, classes=3)
         optimiser = torch.optim.SGD(net[4].parameters() if frozen else net.parameters(), 0.1)
         for _ in range(200):
             optimiser.zero_grad()

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.rules.base import RULES, Draw, Layer, LayerRules, RuleOptions
+from robustbench_bio.rules.base import RULES, Draw, Layer
 from robustbench_bio.rules.hebbian import HardWta, Hebbian, Oja, SoftHebb
+from robustbench_bio.rules.layers import LayerRules
+from robustbench_bio.rules.options import own_options
 
 KINDS = {"oja": Oja, "hard-wta": HardWta, "softhebb": SoftHebb}
 LR = 0.05
@@ -63,8 +65,8 @@ def prepared(layer: Layer, kind: str, *, std: float = 0.4, **options: object) ->
         layer.weight.copy_(std * random(*layer.weight.shape, seed=1))
         if layer.bias is not None:
             layer.bias.copy_(random(*layer.bias.shape, seed=2))
-    options = {"local_lr": LR, "softhebb_inverse_temperature": 1.7, **options}
-    return KINDS[kind](layer, Draw(0, "layer", RuleOptions(**options)))  # type: ignore[arg-type]
+    values = {"local_lr": LR, "softhebb_inverse_temperature": 1.7, **options}
+    return KINDS[kind](layer, Draw(0, "layer", own_options(KINDS[kind].takes, values)))
 
 
 def expected_change(kind: str, patches: Tensor, w: Tensor) -> Tensor:
@@ -297,8 +299,7 @@ def test_in_a_network_others_learn_by_gradient_and_the_local_layer_by_its_step(k
 
     names = [name for name, _ in net.named_parameters()]
     exact = dict(zip(names, torch.autograd.grad(loss(net(x)).mean(), list(net.parameters())), strict=True))
-    options = RuleOptions(local_pass=handed)  # type: ignore[arg-type]
-    rules = LayerRules(net, {"2": kind}, options, seed=0, classes=3)
+    rules = LayerRules(net, {"2": kind}, {"local_pass": handed}, seed=0, classes=3)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     assert torch.equal(rules.backward(net, x, loss), net(x))
     assert {id(p) for p in rules.local_parameters(net)} == {id(net[2].weight), id(net[2].bias)}

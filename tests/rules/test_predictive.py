@@ -9,8 +9,9 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.nets.base import Inputs, Net, weight_layers
 from robustbench_bio.nets.small import Cnn, Mlp
-from robustbench_bio.rules.base import RULES, Loss, RuleOptions
-from robustbench_bio.rules.predictive import NAME, PredictiveCoding, energy, infer
+from robustbench_bio.rules import LayerRules, attach
+from robustbench_bio.rules.base import Loss
+from robustbench_bio.rules.predictive import PredictiveCoding, PredictiveOptions, energy, infer
 
 SETTLED = {"pc_steps": 400, "pc_gamma": 0.2}
 
@@ -46,7 +47,7 @@ class Problem:
 
     def coded(self, **options: object) -> dict[str, Tensor]:
         """Predictive coding's gradients, in the same form."""
-        rules = PredictiveCoding(self.net, RuleOptions(**options))  # type: ignore[arg-type]
+        rules = coding(self.net, **options)
         self.net.zero_grad()
         logits = rules.backward(self.net, self.x, self.loss)
         at_x = rules.input_gradient(self.net, self.x, self.loss)
@@ -56,6 +57,10 @@ class Problem:
         assert not logits.requires_grad
         gradients = {name: p.grad.clone() for name, p in self.net.named_parameters() if p.grad is not None}
         return gradients | {"x": at_x.gradient}
+
+
+def coding(net: Net, **options: object) -> PredictiveCoding:
+    return PredictiveCoding(net, dict.fromkeys(weight_layers(net), "pc"), options)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -148,7 +153,7 @@ def test_gradients_and_energies_are_those_of_the_textbook(steps: int, beta: floa
     assert got.keys() == wanted.keys()
     for name in wanted:
         torch.testing.assert_close(got[name], wanted[name], rtol=1e-10, atol=1e-13)
-    options = RuleOptions(pc_steps=steps, pc_gamma=0.15, pc_beta=beta)
+    options = PredictiveOptions(pc_steps=steps, pc_gamma=0.15, pc_beta=beta)
     chain = problem.net.chain()
     trace = [
         energy(chain, s.activities, problem.loss, beta).item() for s in infer(chain, problem.x, problem.loss, options)
@@ -159,7 +164,7 @@ def test_gradients_and_energies_are_those_of_the_textbook(steps: int, beta: floa
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_inference_descends_the_energy_in_all_layers_at_once(kind: str) -> None:
     problem = PROBLEMS[kind]()
-    options = RuleOptions(pc_steps=5, pc_gamma=0.1, pc_beta=0.5)
+    options = PredictiveOptions(pc_steps=5, pc_gamma=0.1, pc_beta=0.5)
     before = None
     for state in infer(problem.net.chain(), problem.x, problem.loss, options):
         activities = [z.clone().requires_grad_(True) for z in state.activities]
@@ -177,7 +182,7 @@ def test_inference_descends_the_energy_in_all_layers_at_once(kind: str) -> None:
 def test_learning_follows_the_energy_where_inference_ends(kind: str) -> None:
     problem = PROBLEMS[kind]()
     options = {"pc_steps": 30, "pc_gamma": 0.1, "pc_beta": 0.5}
-    *_, last = infer(problem.net.chain(), problem.x, problem.loss, RuleOptions(**options))
+    *_, last = infer(problem.net.chain(), problem.x, problem.loss, PredictiveOptions(**options))
     activities = [z.clone().requires_grad_(True) for z in last.activities]
     value = total_energy(problem, activities, 0.5)
     names = [name for name, _ in problem.net.named_parameters()]
@@ -192,7 +197,7 @@ def test_learning_follows_the_energy_where_inference_ends(kind: str) -> None:
 def test_energy_falls_at_every_step_of_a_smooth_network(kind: str) -> None:
     problem = PROBLEMS[kind]()
     chain = problem.net.chain()
-    states = infer(chain, problem.x, problem.loss, RuleOptions(**SETTLED))  # type: ignore[arg-type]
+    states = infer(chain, problem.x, problem.loss, PredictiveOptions(**SETTLED))  # type: ignore[arg-type]
     trace = torch.stack([energy(chain, s.activities, problem.loss, 1.0).detach() for s in states])
     assert len(trace) == 401
     assert (trace[:40].diff() < 0).all()
@@ -268,7 +273,7 @@ def test_two_calls_agree_and_gradients_add_up(fixed: bool) -> None:
     first = problem.coded(pc_fixed_prediction=fixed)
     second = problem.coded(pc_fixed_prediction=fixed)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    rules = PredictiveCoding(problem.net, RuleOptions(pc_fixed_prediction=fixed))
+    rules = coding(problem.net, pc_fixed_prediction=fixed)
     rules.backward(problem.net, problem.x, problem.loss)
     for name, parameter in problem.net.named_parameters():
         torch.testing.assert_close(parameter.grad, 2 * first[name], rtol=0, atol=1e-15)
@@ -284,7 +289,7 @@ def test_nothing_but_gradients_changes(fixed: bool) -> None:
     net.train()
     net.stages[2].eval()
     x, loss = random(4, 2, 9, 8), cross_entropy(torch.tensor([0, 2, 1, 2]))
-    rules = PredictiveCoding(net, RuleOptions(pc_fixed_prediction=fixed))
+    rules = coding(net, pc_fixed_prediction=fixed)
     before = {name: value.clone() for name, value in (net.state_dict() | {"x": x}).items()}
     modes, randomness = [m.training for m in net.modules()], torch.get_rng_state()
 
@@ -322,7 +327,7 @@ def test_works_without_grad_mode_and_ignores_autocast() -> None:
     wanted = problem.coded()
     with torch.no_grad():
         plain = problem.coded()
-    rules = PredictiveCoding(problem.net, RuleOptions())
+    rules = coding(problem.net)
     problem.net.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         assert rules.backward(problem.net, problem.x, problem.loss).dtype == torch.float32
@@ -334,9 +339,12 @@ def test_works_without_grad_mode_and_ignores_autocast() -> None:
 
 def test_owns_every_weight_layer_and_is_no_rule_of_one_layer() -> None:
     net = mlp().net
-    assert PredictiveCoding(net, RuleOptions()).assignment == dict.fromkeys(weight_layers(net), "pc")
-    assert NAME == "pc"
-    assert NAME not in RULES
+    rules = attach(net, "pc", options={"pc_steps": 3})
+    assert isinstance(rules, PredictiveCoding)
+    assert rules.assignment == dict.fromkeys(weight_layers(net), "pc")
+    assert rules.options == PredictiveOptions(pc_steps=3)
+    with pytest.raises(UserError, match="expected a rule of single layers, got pc, which rules whole networks"):
+        LayerRules(net, rules.assignment, {}, seed=0, classes=3)
 
 
 @pytest.mark.parametrize(
@@ -350,10 +358,10 @@ def test_owns_every_weight_layer_and_is_no_rule_of_one_layer() -> None:
 )
 def test_options_out_of_range_are_the_users_mistake(options: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        PredictiveCoding(mlp().net, RuleOptions(**options))  # type: ignore[arg-type]
+        coding(mlp().net, **options)
 
 
 def test_network_that_is_no_chain_is_the_users_mistake() -> None:
     net = Cnn(Inputs((2, 9, 8), 3, (0.0,) * 2, (1.0,) * 2), norm="batch")
     with pytest.raises(UserError, match="norm"):
-        PredictiveCoding(net, RuleOptions())
+        coding(net)

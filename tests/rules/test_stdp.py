@@ -1,4 +1,3 @@
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +11,10 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets import Inputs, Net
 from robustbench_bio.nets.spiking import LIF, FiringConv2d
 from robustbench_bio.records.card import Recipe
-from robustbench_bio.rules import RuleOptions, attach
+from robustbench_bio.rules import attach
 from robustbench_bio.rules.base import Draw, OutputError
 from robustbench_bio.rules.geometry import Convolution, Dense, unfolded
-from robustbench_bio.rules.stdp import Stdp, pairs, trace
+from robustbench_bio.rules.stdp import Stdp, StdpOptions, pairs, trace
 from robustbench_bio.training import loop as train
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -34,7 +33,7 @@ def images(seed: int = 0) -> Tensor:
 
 def network(**options: Any) -> Net:
     net = nets.build("spiking-cnn", INPUTS, seed=0, widths=(4, 6), kernel=3, steps=5, threshold=0.2)
-    attach(net, "stdp", options=RuleOptions(**options))
+    attach(net, "stdp", options=options)
     return net.train()
 
 
@@ -147,7 +146,7 @@ def test_the_sums_are_those_of_the_libraries_where_they_go(library: Callable[...
 
 
 def rule_on(layer: FiringConv2d, **options: Any) -> Stdp:
-    return Stdp(layer, Draw(0, "layer", RuleOptions(**options)))
+    return Stdp(layer, Draw(0, "layer", StdpOptions(**options)))
 
 
 def one_synapse(pre: list[float], weight: float, **options: Any) -> float:
@@ -283,13 +282,13 @@ def test_state_goes_with_the_weights_and_the_next_step_is_the_same() -> None:
 def test_what_cannot_be_is_refused(name: str, options: dict[str, Any], message: str) -> None:
     net = nets.build(name, INPUTS, seed=0)
     with pytest.raises(UserError, match=message):
-        attach(net, "stdp", options=dataclasses.replace(RuleOptions(), **options))
+        attach(net, "stdp", options=options)
 
 
 @pytest.mark.slow
 def test_features_learnt_without_labels_carry_a_classifier() -> None:
     net = nets.build("spiking-cnn", Inputs((1, 8, 8), 10, (0.306,), (0.376,)), seed=0, widths=(32,), kernel=3)
-    options = RuleOptions(local_lr=0.1, stdp_low=-0.5, stdp_high=0.5, stdp_depression=0.5)
+    options = {"local_lr": 0.1, "stdp_low": -0.5, "stdp_high": 0.5, "stdp_depression": 0.5}
     attach(net, "stdp", options=options)
     before = net.convs[0].weight.detach().clone()
     done = train.train(net, datasets.load_examples("digits", "train"), Recipe(epochs=5, lr=0.3, init="network"))

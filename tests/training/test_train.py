@@ -70,7 +70,6 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any], dict[str, Any]]] = {
     "auxiliary": (CELLS | {"auxiliary": True}, "usf", {"auxiliary_weight": 0.4, "drop_path": 0.2}, {}),
     "brsf": (CNN, "brsf", {}, {}),
     "brsf in cells": (CELLS, "brsf", {"ema": 0.9}, {}),
-    "brsf each forward": (CNN, "brsf", {}, {"brsf_redraw": "forward"}),
     "dfa": (MLP, "dfa", {}, {}),
     "softhebb": (CNN | {"norm": "whiten", "activation": "triangle"}, "softhebb", {"lr": 0.02}, {"local_lr": 0.001}),
     "oja": (CNN, "oja", {}, {"local_lr": 0.001}),

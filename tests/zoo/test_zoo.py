@@ -263,7 +263,7 @@ def test_a_card_that_cannot_be_built_is_one_line(card: Path, old: str, new: str,
 
 def test_whole_numbers_do_for_the_fractions_of_a_rule(card: Path) -> None:
     card.write_text(card.read_text().replace("[net]", "[rule_options]\npc_beta = 1\n[net]"))
-    assert rb.load_model(str(card)).rules.options.pc_beta == 1
+    assert rb.load_model(str(card)).rules.option_values == {"pc_beta": 1.0}
 
 
 def test_unknown_models_are_suggested_by_name() -> None:
