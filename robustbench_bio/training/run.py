@@ -5,11 +5,12 @@ from pathlib import Path
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import write_atomically, write_csv
+from robustbench_bio.core.progress import Progress
 from robustbench_bio.datasets import load_examples, open_dataset
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.base import read_toml
 from robustbench_bio.records.card import ModelCard, TrainedNet
-from robustbench_bio.training.loop import Progress, Training, train
+from robustbench_bio.training.loop import Training, train
 from robustbench_bio.zoo import loading as zoo
 
 
