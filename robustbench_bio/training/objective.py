@@ -16,7 +16,7 @@ from robustbench_bio.nets.base import Net
 from robustbench_bio.records.card import Adversary, Recipe
 from robustbench_bio.records.threat import Threat
 from robustbench_bio.rules import RuleSet
-from robustbench_bio.training.steps import autocast
+from robustbench_bio.training.steps import precision_context
 
 
 class StepOutput(NamedTuple):
@@ -71,7 +71,7 @@ class Objective:
             losses.append(per_example.detach())
             return per_example
 
-        with self._auxiliary_logits() as auxiliary, autocast(self.recipe.precision, self.device):
+        with self._auxiliary_logits() as auxiliary, precision_context(self.recipe.precision, self.device):
             logits = self.rules.backward(self.net, x, loss)
         return StepOutput(logits, losses[-1])
 
@@ -89,7 +89,7 @@ class Objective:
             losses.append(per_example.detach())
             return torch.cat([per_example, per_example])  # the caller's mean is over 2n rows
 
-        with autocast(self.recipe.precision, self.device):
+        with precision_context(self.recipe.precision, self.device):
             logits = self.rules.backward(self.net, torch.cat([x, x_adv]), loss)
         return StepOutput(logits[-len(y) :], losses[-1])
 
@@ -100,7 +100,7 @@ class Objective:
         rng = ExampleRng(self.seed, rows, f"adversary {step}")
         # In eval mode: passes of the attack must not move batch norm's statistics, nor draw dropped paths.
         self.net.eval()
-        with autocast(self.recipe.precision, self.device):
+        with precision_context(self.recipe.precision, self.device):
             proposal = attack.perturb(WhiteBoxModel(self.net, traced=False), x, y, Threat("linf", adversary.eps), rng)
         self.net.train()
         return proposal.x_adv

@@ -95,7 +95,7 @@ def cosine(start: float, end: float, phase: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(phase))
 
 
-def autocast(precision: Precision, device: str) -> contextlib.AbstractContextManager[object]:
+def precision_context(precision: Precision, device: str) -> contextlib.AbstractContextManager[object]:
     """Return the context of forward and backward passes in a precision."""
     if precision == "float32":
         return contextlib.nullcontext()

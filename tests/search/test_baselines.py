@@ -16,6 +16,7 @@ from robustbench_bio.nets.base import Inputs, Net
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.records.space import Space
 from robustbench_bio.report.search_trace import draw_cells, draw_trace
+from robustbench_bio.rules.hebbian import Hebbian
 from robustbench_bio.search import candidate_engine as candidates
 from robustbench_bio.search.base import SearchTask, halves, make_engine
 from robustbench_bio.search.candidate_engine import CandidateScorer, Scored
@@ -151,11 +152,11 @@ def test_a_killed_search_continues_to_the_same_genotype(
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [RANDOM, EVOLUTION], ids=["random", "evolution"])
 def test_workers_change_nothing(engine: RandomSearch | Evolution) -> None:
-    crew = LocalExecutor(2)
+    executor = LocalExecutor(2)
     try:
-        assert engine.search(task(executor=crew)) == engine.search(task())
+        assert engine.search(task(executor=executor)) == engine.search(task())
     finally:
-        crew.close()
+        executor.close()
 
 
 def test_time_that_is_up_leaves_what_was_scored(tmp_path: Path, counted: list[Genotype]) -> None:
@@ -166,10 +167,10 @@ def test_time_that_is_up_leaves_what_was_scored(tmp_path: Path, counted: list[Ge
 
 def test_a_round_that_is_cut_counts_up_to_the_first_gap(counted: list[Genotype]) -> None:
     class Gappy(LocalExecutor):
-        def scores(self, work: Any, jobs: Sequence[Any], deadline: float = math.inf) -> Any:
+        def scores(self, scorer: Any, jobs: Sequence[Any], deadline: float = math.inf) -> Any:
             assert deadline == math.inf
             for place in (0, 2):
-                yield place, work.score(None, jobs[place])
+                yield place, scorer.score(None, jobs[place])
 
     found = RandomSearch(candidates=5).search(task(executor=Gappy()))
     assert (len(found.trace), found.finished) == (1, False)
@@ -184,6 +185,13 @@ def test_a_training_that_diverges_is_the_worst_candidate(monkeypatch: pytest.Mon
     assert found.genotype is not None
     assert {row["accuracy"] for row in found.trace} == {0.0}
     assert {row["fitness"] for row in found.trace} == {-1e6}
+
+
+def test_a_hebbian_candidate_that_diverges_is_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hebbian, "change", lambda _self, layer, _seen: torch.full_like(layer.weight, math.inf))
+    space = Space(name="oja", title="Oja", nodes=1, primitives=["dil_conv_3x3_oja", "sep_conv_3x3_oja"])
+    found = RandomSearch(candidates=1, epochs=1, batch_size=10).search(task(space=space))
+    assert [(row["accuracy"], row["loss"]) for row in found.trace] == [(0.0, 1e6)]
 
 
 def test_a_candidate_is_trained_by_its_own_rules(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,9 +57,9 @@ def values(found: list[tuple[int, CandidateScores]]) -> dict[int, float]:
 @pytest.fixture
 def pair() -> Iterator[LocalExecutor]:
     """Two worker processes, ended after the test."""
-    crew = LocalExecutor(2)
-    yield crew
-    crew.close()
+    executor = LocalExecutor(2)
+    yield executor
+    executor.close()
     assert not multiprocessing.active_children()
 
 
@@ -76,12 +76,12 @@ def test_one_worker_is_this_process_with_one_thread() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_the_same_work_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_scorer_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[Scorer] = []
     monkeypatch.setattr(Square, "prepare", lambda self: prepared.append(self) or 2)
-    crew, one, other = LocalExecutor(), Square(), Square()
-    for work in (one, one, other):
-        assert values(list(crew.scores(work, JOBS))) == SQUARES
+    executor, one, other = LocalExecutor(), Square(), Square()
+    for scorer in (one, one, other):
+        assert values(list(executor.scores(scorer, JOBS))) == SQUARES
     assert prepared == [one, other]
 
 
@@ -190,8 +190,8 @@ def test_ray_scores_the_same_though_one_worker_is_killed(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ray_stops_at_the_deadline(ray: Any) -> None:
-    crew = make_executor("ray", 2)
+    executor = make_executor("ray", 2)
     start = time.monotonic()
-    found = list(crew.scores(Slow(), [0, *[1] * 60], start + 15))
+    found = list(executor.scores(Slow(), [0, *[1] * 60], start + 15))
     assert time.monotonic() - start < 17
     assert 0 < len(found) < 61

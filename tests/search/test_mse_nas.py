@@ -191,11 +191,11 @@ def test_workers_change_nothing_and_training_is_scored() -> None:
     engine = MseNas(**(SMALL | {"population": 2, "generations": 1, "steps": 3}), lr=0.01)
     asked = {"fitness": "trained:12,rdm:pearson=0.1", "images": 300}
     alone = engine.search(task(**asked))
-    crew = LocalExecutor(2)
+    executor = LocalExecutor(2)
     try:
-        assert engine.search(task(**asked, executor=crew)) == alone
+        assert engine.search(task(**asked, executor=executor)) == alone
     finally:
-        crew.close()
+        executor.close()
     assert max(row["trained:12"] for row in alone.trace) > 0.15
     assert len({row["trained:12"] for row in alone.trace}) > 1
 

@@ -16,7 +16,7 @@ from robustbench_bio.core.progress import Progress
 from robustbench_bio.search.base import ENGINES, SearchResult, SearchTask
 from robustbench_bio.search.supernet.frozen import frozen
 from robustbench_bio.search.supernet.learning import SupernetEngine, SupernetSearch
-from robustbench_bio.training.steps import autocast
+from robustbench_bio.training.steps import precision_context
 
 #: From tensors to the gradients of one loss at the present weights, zeros where it does not depend on them.
 LossGradient = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -90,7 +90,7 @@ class _DartsSearch(SupernetSearch[Darts]):
         del line
         exact = self.engine.alpha_grad == "exact"
         held_out = self._gradient(self.validation_batch(), exact)
-        with self.frozen_statistics(), autocast(self.task.precision, self.task.device):
+        with self.frozen_statistics(), precision_context(self.task.precision, self.task.device):
             if self.engine.order == "first":
                 gradients = held_out(self.net.alphas)
             else:

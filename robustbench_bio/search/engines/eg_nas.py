@@ -16,15 +16,10 @@ from robustbench_bio.attacks.base import at_least
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.nets.base import Inputs
-from robustbench_bio.records.base import Precision
-from robustbench_bio.records.space import Space
 from robustbench_bio.search.base import ENGINES, Labelled, SearchResult, SearchTask
-from robustbench_bio.search.executors import CandidateScores, Scorer
-from robustbench_bio.search.fitness import clean_scores
+from robustbench_bio.search.executors import CandidateScores
 from robustbench_bio.search.supernet.learning import SupernetEngine, SupernetSearch
-from robustbench_bio.search.supernet.supernet import Supernet
-from robustbench_bio.training.steps import autocast
+from robustbench_bio.search.supernet.scorer import SupernetScorer
 
 Vector = NDArray[np.float64]
 
@@ -162,35 +157,6 @@ def evolve(
             if best is None or value < best.value:
                 best = JudgedPoint(point, value)
     return best
-
-
-@dataclass(frozen=True)
-class SupernetScorer(Scorer):
-    """CandidateScores weights of the edges on one batch, with batch norm by that batch's statistics.
-
-    A job is a float32 tensor [2, edges, primitives]: weights for normal and reduction cells.
-    """
-
-    space: Space
-    inputs: Inputs
-    channels: int
-    layers: int
-    weights: dict[str, Tensor]
-    batch: Labelled
-    device: str
-    precision: Precision
-
-    def prepare(self) -> Supernet:
-        with torch.random.fork_rng(devices=[]):  # initial weights, overwritten at once
-            net = Supernet(self.inputs, space=self.space, channels=self.channels, layers=self.layers)
-        net.load_state_dict(self.weights)
-        return net.to(self.device).train()
-
-    @torch.no_grad()
-    def score(self, prepared: Supernet, job: Tensor) -> CandidateScores:
-        x, y = self.batch.to(self.device)
-        with prepared.mixing(*job.to(self.device)), autocast(self.precision, self.device):
-            return clean_scores(prepared(x.float() / 255), y)
 
 
 class _EgSearch(SupernetSearch[EgNas]):

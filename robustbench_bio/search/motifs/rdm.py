@@ -59,7 +59,7 @@ def _angle(x: Tensor) -> Tensor:
     empty = norms <= 1e-12 * max(1.0, x.shape[1] ** 0.5)
     unit = x / norms.masked_fill(empty, 1)[:, None]
     unit = unit.masked_fill(empty[:, None], 0)
-    distance = (1 - unit @ unit.T).clamp(0, 2)
+    distance: Tensor = (1 - unit @ unit.T).clamp(0, 2)
     silent: Tensor = empty[:, None] & empty[None, :]
     return distance.masked_fill(silent, 0)
 

@@ -28,9 +28,9 @@ from robustbench_bio.training.steps import (
     Stopwatch,
     Tally,
     accuracy,
-    autocast,
     cosine,
     learned_parameters,
+    precision_context,
     require_finite,
 )
 
@@ -170,7 +170,7 @@ class SupernetSearch(ABC, Generic[E]):
         for group in self.optimiser.param_groups:
             group["lr"] = self.engine.learning_rate(self.step // self.epoch_steps)
         self.optimiser.zero_grad(set_to_none=True)
-        with frozen(self.net.alphas), autocast(self.task.precision, self.task.device):
+        with frozen(self.net.alphas), precision_context(self.task.precision, self.task.device):
             logits = self.rules.backward(self.net, x, loss)
         require_finite(losses[-1], f"the search diverged at step {self.step + 1}: the loss is not finite")
         nn.utils.clip_grad_norm_(self.learned, self.engine.grad_clip)
