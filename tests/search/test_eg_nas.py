@@ -42,7 +42,7 @@ def engine(**changes: Any) -> EgNas:
 
 
 class Watched(Executor):
-    """CandidateScores in this process and remembers the jobs."""
+    """Scores in this process and remembers the jobs."""
 
     def __init__(self) -> None:
         self.jobs: list[list[torch.Tensor]] = []

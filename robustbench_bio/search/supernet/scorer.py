@@ -17,7 +17,7 @@ from robustbench_bio.training.steps import precision_context
 
 @dataclass(frozen=True)
 class SupernetScorer(Scorer):
-    """CandidateScores weights of the edges on one batch, with batch norm by that batch's statistics.
+    """Scores weights of the edges on one batch, with batch norm by that batch's statistics.
 
     A job is a float32 tensor [2, edges, primitives]: weights for normal and reduction cells.
     """
