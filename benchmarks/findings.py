@@ -74,11 +74,11 @@ def run(job: Job) -> dict[str, Any]:
         return kept  # type: ignore[no-any-return]
     from robustbench_bio.core.files import write_atomically
     from robustbench_bio.training import run as runs
-    from robustbench_bio.zoo import card_options as recipes
+    from robustbench_bio.zoo import card_options
 
     started = time.perf_counter()
     cells, rule = ARMS[job.arm]
-    card = recipes.prepare(
+    card = card_options.card_from_options(
         model=None, genotype=genotype(job, cells), rule=f"random:{job.seed}" if rule == "random" else rule,
         dataset=job.dataset, name=f"{job.arm}-s{job.seed}", seed=job.seed,
         changes=[
@@ -102,8 +102,10 @@ def genotype(job: Job, cells: str) -> str:
 
     if cells == "searched":
         root = None if job.data_root is None else Path(job.data_root)
-        order = searches.Order(space="bionas", engine="darts", dataset=job.dataset, seed=job.seed, data_root=root)
-        return str(searches.search(order, job.folder / "search").genotype_file)
+        request = searches.SearchRequest(
+            space="bionas", engine="darts", dataset=job.dataset, seed=job.seed, data_root=root
+        )
+        return str(searches.run_search(request, job.folder / "search").genotype_file)
     if cells == "drawn":
         path = job.folder / "genotype.toml"
         generator = torch_generator(job.seed, "findings", "drawn")

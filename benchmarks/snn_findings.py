@@ -59,11 +59,11 @@ def task(setup: Setup, fitness: str, seed: int) -> Any:
     """Return a task of the search, as the command line would make it."""
     from robustbench_bio.search import run as searches
 
-    order = searches.Order(
+    request = searches.SearchRequest(
         space="mse-nas", engine="mse-nas", dataset=setup.dataset, fitness=fitness, seed=seed, workers=1,
         channels=setup.channels, layers=setup.layers,
     )  # fmt: skip
-    return searches.prepare(order)[1]
+    return searches.prepare_search(request)[1]
 
 
 def random_genotypes(setup: Setup, count: int, seed: int) -> list[Any]:
@@ -81,11 +81,11 @@ def random_genotypes(setup: Setup, count: int, seed: int) -> list[Any]:
 def scored(setup: Setup, genotype: Any, fitness: str, seed: int) -> dict[str, float]:
     """Return the scores of one genotype as the engine mse-nas would."""
     from robustbench_bio.search.engines.mse_nas import MseNas
-    from robustbench_bio.search.executor import Local
+    from robustbench_bio.search.executors import LocalExecutor
 
     engine = MseNas(steps=setup.steps, lr=setup.lr, epochs=setup.epochs)
-    work = engine.work(task(setup, fitness, seed))
-    ((_, scores),) = Local(1).scores(work, [genotype])
+    scorer = engine.scorer(task(setup, fitness, seed))
+    ((_, scores),) = LocalExecutor(1).scores(scorer, [genotype])
     return scores
 
 
@@ -195,15 +195,18 @@ def energy(setup: Setup, count: int, folder: Path) -> None:
 def _trained(setup: Setup, genotype: Any, neurons: str) -> dict[str, float]:
     from robustbench_bio import nets, rules
     from robustbench_bio.search.engines.mse_nas import MseNas
-    from robustbench_bio.training import loop as train
+    from robustbench_bio.training import loop, steps
 
     engine = MseNas(steps=setup.steps, lr=setup.lr)
-    work = engine.work(task(setup, f"trained:{setup.epochs}", 0))
-    net = nets.build("motifs", work.inputs, seed=0, genotype=genotype, channels=setup.channels, steps=setup.steps,
+    scorer = engine.scorer(task(setup, f"trained:{setup.epochs}", 0))
+    net = nets.build("motifs", scorer.inputs, seed=0, genotype=genotype, channels=setup.channels, steps=setup.steps,
                      neurons=neurons)  # fmt: skip
     rules.attach(net, "bp", seed=0)
-    train.train(net, work.prepare().examples, work.recipe, seed=0)
-    return {"accuracy": train.accuracy(net, *work.validation), **operations(net, work.validation.x[:200].float() / 255)}
+    loop.train(net, scorer.prepare().examples, scorer.recipe, seed=0)
+    return {
+        "accuracy": steps.accuracy(net, *scorer.validation),
+        **operations(net, scorer.validation.x[:200].float() / 255),
+    }
 
 
 def main() -> None:

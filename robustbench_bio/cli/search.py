@@ -49,7 +49,7 @@ def search(
     from robustbench_bio.search import run as searches
     from robustbench_bio.zoo.card_options import parse_pairs
 
-    order = searches.Order(
+    request = searches.SearchRequest(
         space=space, engine=engine, dataset=dataset, channels=channels, layers=layers, seed=seed, fitness=fitness,
         params=parse_pairs([*(change or []), *([] if epochs is None else [f"epochs={epochs}"])]),
         executor=executor, workers=workers, device=pick_device(device), precision=precision,
@@ -57,7 +57,7 @@ def search(
     )  # fmt: skip
     folder = out_dir or Path("runs") / f"search-{Path(space).stem}-{engine}-{Path(dataset).stem}"
     with terminal.bar("searching") as progress:
-        run = searches.search(order, folder, max_minutes=max_minutes, progress=progress)
+        run = searches.run_search(request, folder, max_minutes=max_minutes, progress=progress)
     report.draw_search(run)
     terminal.show(as_json, report.document(run), report.table(run))
     if not as_json and (command := report.next_command(run)):

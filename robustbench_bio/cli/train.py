@@ -34,10 +34,9 @@ def train(
     from robustbench_bio.evaluation.planning import pick_device
     from robustbench_bio.report import training as report
     from robustbench_bio.training import run as runs
-    from robustbench_bio.zoo import card_options as recipes
-    from robustbench_bio.zoo import catalog
+    from robustbench_bio.zoo import card_options, catalog
 
-    card = recipes.prepare(
+    card = card_options.card_from_options(
         model=model, genotype=genotype, rule=rule, dataset=dataset, name=name, seed=seed,
         changes=[*(change or []), *([f"recipe.epochs={epochs}"] if epochs else [])],
     )  # fmt: skip

@@ -14,7 +14,7 @@ from robustbench_bio.records.motifs import MAX_CELLS, Motif
 BLOCK = 20
 
 
-class Candidate(BaseModel):
+class ListedMotif(BaseModel):
     """A motif as a space lists it.
 
     Attributes:
@@ -67,37 +67,37 @@ class MotifSpace(Record):
     title: str
     summary: str = ""
     reference: str = ""
-    motifs: list[Candidate] = Field(min_length=2, max_length=100)
+    motifs: list[ListedMotif] = Field(min_length=2, max_length=100)
     channels: int = Field(default=48, ge=1)
     layers: int = Field(default=6, ge=1, le=MAX_CELLS)
 
     @field_validator("motifs")
     @classmethod
-    def _buildable_and_different(cls, motifs: list[Candidate]) -> list[Candidate]:
+    def _buildable_and_different(cls, motifs: list[ListedMotif]) -> list[ListedMotif]:
         seen: dict[tuple[int, int], str] = {}
-        for candidate in motifs:
+        for listed in motifs:
             try:
-                motif = candidate.motif
+                motif = listed.motif
             except UserError as error:
-                if candidate.malformed:
+                if listed.malformed:
                     continue
                 raise ValueError(str(error)) from None
-            if candidate.malformed:
-                raise ValueError(f"expected motif {candidate.name} to be malformed, as it says, got one that is not")
+            if listed.malformed:
+                raise ValueError(f"expected motif {listed.name} to be malformed, as it says, got one that is not")
             if len(motif.links) + len(motif.feedback) >= BLOCK:
                 raise ValueError(f"expected fewer than {BLOCK} links in motif {motif.name}, got more: leave some out")
-            key = (motif.inputs, candidate.id)
+            key = (motif.inputs, listed.id)
             if key in seen:
                 raise ValueError(f"expected one motif {key[1]} of {key[0]} inputs, got {seen[key]} and {motif.name}")
             seen[key] = motif.name
-        if len({candidate.name for candidate in motifs}) < len(motifs):
+        if len({listed.name for listed in motifs}) < len(motifs):
             raise ValueError("expected each name of a motif once")
         return motifs
 
     @property
     def buildable(self) -> dict[tuple[int, int], Motif]:
         """(inputs, id) → motif, of all that are not malformed."""
-        motifs = [(candidate.id, candidate.motif) for candidate in self.motifs if not candidate.malformed]
+        motifs = [(listed.id, listed.motif) for listed in self.motifs if not listed.malformed]
         return {(motif.inputs, number): motif for number, motif in motifs}
 
     def named(self, name: str) -> Motif:
@@ -106,7 +106,7 @@ class MotifSpace(Record):
         Raises:
             UserError: unknown, or malformed as published.
         """
-        for candidate in self.motifs:
-            if candidate.name == name:
-                return candidate.motif
-        raise UserError(unknown("motif", name, [candidate.name for candidate in self.motifs]))
+        for listed in self.motifs:
+            if listed.name == name:
+                return listed.motif
+        raise UserError(unknown("motif", name, [listed.name for listed in self.motifs]))

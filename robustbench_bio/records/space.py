@@ -1,15 +1,12 @@
 """Search spaces: which operations, under which rules, may stand on the edges of a cell. Loads no torch by itself."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.records.base import Identifier, Record
 from robustbench_bio.records.genotype import MAX_NODES, Primitive, parse_primitive
-
-if TYPE_CHECKING:
-    pass
 
 
 class Space(Record):

@@ -9,33 +9,33 @@ from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.records.motif_space import MotifSpace
 from robustbench_bio.records.motifs import reduction_cells
 from robustbench_bio.report import motif_trace, search_trace
-from robustbench_bio.search.run import Search
+from robustbench_bio.search.run import SearchRun
 
 
-def document(run: Search) -> dict[str, Any]:
+def document(run: SearchRun) -> dict[str, Any]:
     """Return the JSON document of `biorobust search --json`."""
-    genotype = run.found.genotype
+    genotype = run.result.genotype
     return {
         "space": run.task.space.name,
-        "engine": run.order.engine,
-        "dataset": run.order.dataset,
+        "engine": run.request.engine,
+        "dataset": run.request.dataset,
         "seed": run.task.seed,
         "channels": run.task.channels,
         "layers": run.task.layers,
         "parameters": asdict(run.engine),
         "fitness": str(run.task.fitness),
-        "finished": run.found.finished,
+        "finished": run.result.finished,
         "genotype": None if genotype is None else genotype.model_dump(mode="json"),
         "genotype_file": None if genotype is None else str(run.genotype_file),
         "folder": str(run.folder),
-        "trace": run.found.trace,
+        "trace": run.result.trace,
     }
 
 
-def table(run: Search) -> Table:
+def table(run: SearchRun) -> Table:
     """Return what a person wants to know after a search."""
-    found = run.found
-    shown = Table(title=f"{run.task.name}: {run.order.engine} in {run.task.space.name}", show_header=False)
+    found = run.result
+    shown = Table(title=f"{run.task.name}: {run.request.engine} in {run.task.space.name}", show_header=False)
     shown.add_row("size", f"{run.task.channels} channels, {run.task.layers} cells")
     if found.trace:
         last = found.trace[-1]
@@ -56,24 +56,24 @@ def table(run: Search) -> Table:
     return shown
 
 
-def next_command(run: Search) -> str:
+def next_command(run: SearchRun) -> str:
     """Return the command that trains the cells that were found, in the size that they were searched in; "" if none."""
-    if run.found.genotype is None:
+    if run.result.genotype is None:
         return ""
-    order, task = run.order, run.task
-    data = f"--dataset {order.dataset}" + (f" --data-file {order.data_file}" if order.data_file else "")
+    request, task = run.request, run.task
+    data = f"--dataset {request.dataset}" + (f" --data-file {request.data_file}" if request.data_file else "")
     size = f"--set net.channels={task.channels}"
-    size += f" --set net.layers={task.layers}" if isinstance(run.found.genotype, Genotype) else ""
+    size += f" --set net.layers={task.layers}" if isinstance(run.result.genotype, Genotype) else ""
     return f"biorobust train --genotype {run.genotype_file} {data} {size}{run.engine.network_changes()}"
 
 
-def draw_search(run: Search) -> None:
+def draw_search(run: SearchRun) -> None:
     """Draw the course of a search and what it found into its folder, as PNG and SVG."""
-    genotype = run.found.genotype
+    genotype = run.result.genotype
     if isinstance(run.task.space, MotifSpace):
-        motif_trace.draw_trace(run.found.trace, run.folder)
+        motif_trace.draw_trace(run.result.trace, run.folder)
     else:
-        search_trace.draw_trace(run.found.trace, run.folder)
+        search_trace.draw_trace(run.result.trace, run.folder)
     if isinstance(genotype, Genotype):
         search_trace.draw_cells(genotype, run.folder)
     elif genotype is not None:

@@ -7,10 +7,10 @@ from typing import Any
 from rich.table import Table
 
 from robustbench_bio.report.figures import new_figure, write_figure
-from robustbench_bio.training.run import Run
+from robustbench_bio.training.run import TrainingRun
 
 
-def document(run: Run) -> dict[str, Any]:
+def document(run: TrainingRun) -> dict[str, Any]:
     """Return the JSON document of `biorobust train --json`."""
     return {
         "model": run.card.id,
@@ -24,7 +24,7 @@ def document(run: Run) -> dict[str, Any]:
     }
 
 
-def table(run: Run) -> Table:
+def table(run: TrainingRun) -> Table:
     """Return what a person wants to know after a training."""
     training = run.training
     shown = Table(title=f"{run.card.id}, trained by {run.card.rule}", show_header=False)

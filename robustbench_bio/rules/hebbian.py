@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.errors import DivergedError
 from robustbench_bio.rules.base import RULES, Draw, Layer, Rule
 from robustbench_bio.rules.geometry import Geometry, unfolded
 from robustbench_bio.rules.options import RuleOptions
@@ -112,14 +112,14 @@ class Hebbian(LocalRule):
         """Change the weight by what was seen since the last step, and forget it.
 
         Raises:
-            UserError: the update has diverged.
+            DivergedError: the update is not finite.
         """
         if self._seen is None:
             return
         change, self._seen = self.change(layer, self._seen), None
         if not change.isfinite().all():
             rate = self.options.local_lr
-            raise UserError(f"expected a finite Hebbian update, got inf or nan: set local_lr below {rate}")
+            raise DivergedError(f"expected a finite Hebbian update, got inf or nan: set local_lr below {rate}")
         layer.weight.add_(change)
 
     @torch.no_grad()

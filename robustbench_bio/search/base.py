@@ -17,15 +17,17 @@ from typing_extensions import TypeVar
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.parameters import checked
+from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.registry import Registry
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records.base import Precision, Record
 from robustbench_bio.records.motifs import AnyGenotype
 from robustbench_bio.records.space import Space
-from robustbench_bio.search.executor import Executor, Local
+from robustbench_bio.search.executors import Executor, LocalExecutor
 from robustbench_bio.search.fitness import Fitness
-from robustbench_bio.training.loop import Progress, split
+from robustbench_bio.training.checkpoint import Checkpoint
+from robustbench_bio.training.steps import split
 
 #: The kind of space that an engine searches; cells unless it says otherwise.
 S = TypeVar("S", bound=Record, default=Space)
@@ -52,7 +54,7 @@ _DECIDE_NOTHING = {"name", "title", "summary", "reference", "channels", "layers"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Generic[S]):
+class SearchTask(Generic[S]):
     """What an engine is given to search with.
 
     Attributes:
@@ -84,7 +86,7 @@ class Task(Generic[S]):
     precision: Precision = "float32"
     crop: int = 0
     flip: bool = False
-    executor: Executor = field(default_factory=Local)
+    executor: Executor = field(default_factory=LocalExecutor)
     checkpoint: Path | None = None
     deadline: float = math.inf
     name: str = "found"
@@ -116,6 +118,10 @@ class Task(Generic[S]):
             sort_keys=True,
         )
 
+    def open_checkpoint(self, engine: "Engine[S]") -> Checkpoint:
+        """Return the checkpoint that this search with this engine continues from and writes."""
+        return Checkpoint(self.checkpoint, self.identity(engine), "a search with other settings, seed, space or data")
+
 
 def halves(examples: Examples, seed: int) -> tuple[Labelled, Labelled]:
     """Split images into two halves of every class: those to fit weights on, those to judge by.
@@ -132,7 +138,7 @@ def halves(examples: Examples, seed: int) -> tuple[Labelled, Labelled]:
     return Labelled(x[fit], y[fit]), Labelled(x[validation], y[validation])
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search found.
 
     Attributes:
@@ -174,7 +180,7 @@ class Engine(ABC, Generic[S]):
         return Fitness.read(text)
 
     @abstractmethod
-    def search(self, task: Task[S], progress: Progress | None = None) -> Found:
+    def search(self, task: SearchTask[S], progress: Progress | None = None) -> SearchResult:
         """Search until the budget is used up or the deadline has passed, and leave a checkpoint.
 
         Everything random is drawn from the task's seed and the number of the step, so that the same call gives
@@ -185,7 +191,8 @@ class Engine(ABC, Generic[S]):
             progress: called with (steps done, steps in all, one line).
 
         Raises:
-            UserError: a checkpoint of another search, or weights that diverge.
+            UserError: a checkpoint of another search.
+            DivergedError: the one network that the engine trains diverges.
         """
 
     def network_changes(self) -> str:
@@ -196,7 +203,7 @@ class Engine(ABC, Generic[S]):
 ENGINES: Registry[type[Engine[Any]]] = Registry("engine", "robustbench_bio.search.engines")
 
 
-def make(name: str, params: Mapping[str, Any]) -> Engine[Any]:
+def make_engine(name: str, params: Mapping[str, Any]) -> Engine[Any]:
     """Return the engine `name` with some parameters set.
 
     Raises:

@@ -1,6 +1,5 @@
 """What engines share that train every candidate on its own: the training, the scores, the history."""
 
-import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +11,17 @@ import torch
 from robustbench_bio import nets, rules
 from robustbench_bio.core.errors import DivergedError, UserError
 from robustbench_bio.core.parameters import at_least
+from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.datasets.base import Examples
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records.card import Recipe
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.rules import RuleOptions
-from robustbench_bio.search.base import Engine, Found, Labelled, Task
-from robustbench_bio.search.executor import Scores, Work
+from robustbench_bio.search.base import Engine, Labelled, SearchResult, SearchTask
+from robustbench_bio.search.executors import CandidateScores, Scorer
 from robustbench_bio.search.fitness import Fitness
-from robustbench_bio.training import checkpoint
-from robustbench_bio.training import loop as train
+from robustbench_bio.search.score_table import ScoreTable
+from robustbench_bio.training import loop
 
 
 class Scored(NamedTuple):
@@ -34,12 +34,12 @@ class Scored(NamedTuple):
     """
 
     genotype: Genotype
-    scores: Scores
+    scores: CandidateScores
     fitness: float
 
 
 @dataclass(frozen=True)
-class CandidateWork(Work):
+class CandidateScorer(Scorer):
     """Trains a network of the candidate's cells by its own rules on the fit half, and scores it on the other half.
 
     Every candidate starts from the same seed, so that its scores are a function of its cells alone. A job is a
@@ -59,13 +59,16 @@ class CandidateWork(Work):
     def prepare(self) -> Examples:
         return Examples(self.fit.x.numpy(), self.fit.y.numpy(), np.arange(len(self.fit.y)))
 
-    def score(self, prepared: Examples, job: Genotype) -> Scores:
+    def score(self, prepared: Examples, job: Genotype) -> CandidateScores:
         net = nets.build("cells", self.inputs, seed=self.seed, genotype=job, channels=self.channels, layers=self.layers)
         rules.attach(net, "genotype", seed=self.seed)
         rules.initialise(net, RuleOptions(), self.seed)
-        net.to(memory_format=torch.channels_last)
+        if self.device == "cpu":
+            # Faster there. Not on a GPU, where torch before its pull request 188345 (2.11 for one) passes wrong
+            # gradients through an average pool with padding in this order of memory.
+            net.to(memory_format=torch.channels_last)
         try:
-            train.train(net, prepared, self.recipe, seed=self.seed, device=self.device)
+            loop.train(net, prepared, self.recipe, seed=self.seed, device=self.device)
         except DivergedError:
             return self.fitness.worst()
         return self.fitness.measure(net, *self.validation.to(self.device), seed=self.seed)
@@ -99,79 +102,64 @@ class CandidateEngine(Engine):
         """How many candidates are scored."""
 
     @abstractmethod
-    def propose(self, task: Task, history: Sequence[Scored]) -> list[Genotype]:
+    def propose(self, task: SearchTask, history: Sequence[Scored]) -> list[Genotype]:
         """Return the next candidates, at least one, given those of all rounds before; nothing else decides them."""
 
-    def search(self, task: Task, progress: train.Progress | None = None) -> Found:
-        return _CandidateSearch(task, self).run(progress)
+    def search(self, task: SearchTask, progress: Progress | None = None) -> SearchResult:
+        return _CandidateSearch(task, self).run(progress or silent)
 
 
-def named(task: Task, genotype: Genotype, number: int) -> Genotype:
+def as_candidate(task: SearchTask, genotype: Genotype, number: int) -> Genotype:
     """Return the genotype under the name and source of a search's candidate."""
     source = f"{task.source} Candidate {number + 1}."
     return genotype.model_copy(update={"name": task.name, "source": source})
 
 
 class _CandidateSearch:
-    def __init__(self, task: Task, engine: CandidateEngine) -> None:
+    def __init__(self, task: SearchTask, engine: CandidateEngine) -> None:
         self.task, self.engine = task, engine
         recipe = Recipe(
             epochs=engine.epochs, batch_size=engine.batch_size, lr=engine.lr, crop=task.crop, flip=task.flip,
             val_fraction=0, select="last", precision=task.precision,
         )  # fmt: skip
-        self.work = CandidateWork(
+        scorer = CandidateScorer(
             task.inputs, task.channels, task.layers, task.fit, task.validation, recipe, task.fitness, task.seed,
             task.device,
         )  # fmt: skip
-        self.known: dict[str, Scores] = {}  # cells → scores, also those of rounds that are not complete
-        self._identity = task.identity(engine)
+        self.table = ScoreTable(task, engine, scorer)
 
-    def run(self, progress: train.Progress | None) -> Found:
-        saved = checkpoint.restore(self.task.checkpoint, self._identity, "cpu")
-        if saved is not None:
-            self.known = saved.state["known"]
+    def run(self, progress: Progress) -> SearchResult:
+        self.table.restore()
         history: list[Scored] = []
         while len(history) < self.engine.total:
             proposed = self.engine.propose(self.task, history)[: self.engine.total - len(history)]
             complete = self._score(proposed, len(history), progress)
             # Of an incomplete round, what stands before the first gap.
             for genotype in proposed:
-                if _cells(genotype) not in self.known:
+                if _cells(genotype) not in self.table:
                     break
                 history.append(self._scored(genotype))
             if not complete:
                 break
-        self._save()
+        self.table.save()
         best = max(history, key=lambda scored: scored.fitness, default=None)
         finished = len(history) >= self.engine.total
-        return Found(best.genotype if best else None, _trace(history), finished)
+        return SearchResult(best.genotype if best else None, _trace(history), finished)
 
-    def _score(self, proposed: list[Genotype], before: int, progress: train.Progress | None) -> bool:
-        """Score the candidates whose cells are not known yet; false if the deadline came first."""
-        fresh = {_cells(genotype): genotype for genotype in proposed if _cells(genotype) not in self.known}
-        keys = list(fresh)
-        done = before + len(proposed) - len(fresh)
-        saved = time.monotonic()
-        jobs = list(fresh.values())
-        left = set(keys)
-        if jobs and not self.task.expired():
-            for place, scores in self.task.executor.scores(self.work, jobs, self.task.deadline):
-                self.known[keys[place]] = scores
-                left.discard(keys[place])
-                done += 1
-                if time.monotonic() - saved > train.CHECKPOINT_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
-                if progress:
-                    progress(done, self.engine.total, f"fitness {self.task.fitness.value(scores):.3f}")
-        return not left
+    def _score(self, proposed: list[Genotype], before: int, progress: Progress) -> bool:
+        """Score a round of candidates; false if the deadline came first."""
+        jobs = {_cells(genotype): genotype for genotype in proposed}
+        repeated = len(proposed) - len(jobs)
+
+        def report(done: int, scores: CandidateScores) -> None:
+            line = f"fitness {self.task.fitness.value(scores):.3f}"
+            progress(before + repeated + done, self.engine.total, line)
+
+        return self.table.score(jobs, report)
 
     def _scored(self, genotype: Genotype) -> Scored:
-        scores = self.known[_cells(genotype)]
+        scores = self.table[_cells(genotype)]
         return Scored(genotype, scores, self.task.fitness.value(scores))
-
-    def _save(self) -> None:
-        checkpoint.save(self.task.checkpoint, self._identity, checkpoint.Saved({"known": self.known}, {}))
 
 
 def _cells(genotype: Genotype) -> str:

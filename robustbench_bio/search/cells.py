@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.errors import DivergedError, UserError
 from robustbench_bio.records.genotype import Edge, Genotype, parse_primitive
+from robustbench_bio.records.space import Space
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
-from robustbench_bio.records.space import Space
 
 T = TypeVar("T")
 
@@ -31,7 +31,8 @@ def discretise(
         weights: take `normal` and `reduce` as weights, without a softmax.
 
     Raises:
-        UserError: another shape, or values that are not finite.
+        UserError: another shape.
+        DivergedError: values that are not finite.
     """
     cells = [_strongest(space, _rows(space, cell, weights)) for cell in (normal, reduce)]
     return Genotype(name=name, source=source, normal=cells[0], reduce=cells[1])
@@ -43,7 +44,9 @@ def _rows(space: Space, cell: "Tensor", weights: bool) -> list[list[float]]:
     if tuple(cell.shape) != shape:
         raise UserError(f"expected alphas {list(shape)} for the space {space.name}, got {list(cell.shape)}")
     if not bool(cell.isfinite().all()):
-        raise UserError("expected finite alphas, got infinity or not-a-number: the search diverged, lower its rates")
+        raise DivergedError(
+            "expected finite alphas, got infinity or not-a-number: the search diverged, lower its rates"
+        )
     cell = cell.detach().double()
     rows: list[list[float]] = (cell if weights else cell.softmax(1)).tolist()
     return rows

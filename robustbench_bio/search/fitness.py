@@ -20,7 +20,7 @@ from robustbench_bio.nets.base import Net
 from robustbench_bio.records.threat import Threat, check_eps, parse_eps
 from robustbench_bio.rules.base import eval_mode
 
-Kind = Literal["accuracy", "loss", "robust"]
+FitnessKind = Literal["accuracy", "loss", "robust"]
 
 #: The attack of a plain `robust`.
 ROBUST = "robust:fgsm:8/255"
@@ -48,9 +48,9 @@ class Term:
     eps: float = 0.0
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> FitnessKind:
         """Which of the three measures it is."""
-        return cast("Kind", self.name.partition(":")[0])
+        return cast("FitnessKind", self.name.partition(":")[0])
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Fitness:
         return ",".join(f"{term.name}={term.weight:g}" for term in self.terms)
 
     @property
-    def kinds(self) -> frozenset[Kind]:
+    def kinds(self) -> frozenset[FitnessKind]:
         """Which measures occur."""
         return frozenset(term.kind for term in self.terms)
 
@@ -138,18 +138,18 @@ def _term(text: str) -> Term:
     name, separator, number = text.partition("=")
     weight = parse_weight(number.strip()) if separator else 1.0
     kind, _, rest = name.strip().partition(":")
-    if kind not in get_args(Kind):
-        raise UserError(f"{unknown('term of a fitness', kind, list(get_args(Kind)))}; a fitness is {SYNTAX}")
+    if kind not in get_args(FitnessKind):
+        raise UserError(f"{unknown('term of a fitness', kind, list(get_args(FitnessKind)))}; a fitness is {SYNTAX}")
     if kind != "robust":
         if rest:
             raise UserError(f"expected {kind} without {rest!r}: a fitness is {SYNTAX}")
         return Term(kind, weight)
     attack, _, radius = (rest or ROBUST.removeprefix("robust:")).partition(":")
-    found = re.fullmatch(r"fgsm|pgd([1-9][0-9]{0,2})", attack)
-    if not found:
+    matched = re.fullmatch(r"fgsm|pgd([1-9][0-9]{0,2})", attack)
+    if not matched:
         raise UserError(f"expected the attack fgsm or pgdSTEPS (1 to 999), got {attack!r}: a fitness is {SYNTAX}")
     eps = check_eps(parse_eps(radius), "linf") if radius else 8 / 255
-    return Term(f"robust:{attack}:{radius or '8/255'}", weight, int(found[1] or 0), eps)
+    return Term(f"robust:{attack}:{radius or '8/255'}", weight, int(matched[1] or 0), eps)
 
 
 def parse_weight(text: str) -> float:

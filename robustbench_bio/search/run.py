@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import write_atomically, write_csv
+from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.datasets import load_examples, open_dataset
 from robustbench_bio.datasets.base import Dataset
@@ -18,10 +19,9 @@ from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records.base import Precision
 from robustbench_bio.records.motif_space import MotifSpace
 from robustbench_bio.records.space import Space
-from robustbench_bio.search.base import ENGINES, Engine, Found, Labelled, Task, halves, make
-from robustbench_bio.search.executor import executor
+from robustbench_bio.search.base import ENGINES, Engine, Labelled, SearchResult, SearchTask, halves, make_engine
+from robustbench_bio.search.executors import make_executor
 from robustbench_bio.search.fitness import Fitness
-from robustbench_bio.training.loop import Progress
 from robustbench_bio.zoo import catalog
 
 #: Images smaller than this take an engine's `small` settings.
@@ -29,7 +29,7 @@ SMALL_SIDE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class SearchRequest:
     """What a search is asked to be; None leaves the choice to the engine, the space or the machine.
 
     Attributes:
@@ -65,21 +65,21 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchRun:
     """A search and what it left.
 
     Attributes:
-        order: what was asked for.
+        request: what was asked for.
         engine: with its hyper-parameters.
         task: what it searched with.
-        found: genotype and trace.
+        result: genotype and trace.
         folder: holds genotype, trace, plots and checkpoint.
     """
 
-    order: Order
+    request: SearchRequest
     engine: Engine[Any]
-    task: Task[Any]
-    found: Found
+    task: SearchTask[Any]
+    result: SearchResult
     folder: Path
 
     @property
@@ -88,7 +88,9 @@ class Search:
         return self.folder / "genotype.toml"
 
 
-def search(order: Order, folder: Path, *, max_minutes: float | None = None, progress: Progress | None = None) -> Search:
+def run_search(
+    request: SearchRequest, folder: Path, *, max_minutes: float | None = None, progress: Progress | None = None
+) -> SearchRun:
     """Search cells for a data set, from its train split only: one half fits weights, the other judges.
 
     Writes `genotype.toml`, `trace.csv` and `checkpoint.safetensors` into the folder, and the front of several
@@ -99,7 +101,7 @@ def search(order: Order, folder: Path, *, max_minutes: float | None = None, prog
     ones would take hours and need larger images.
 
     Args:
-        order: what to search.
+        request: what to search.
         folder: where the outcome goes.
         max_minutes: stop after this time; the next call continues.
         progress: called as the search goes on.
@@ -110,60 +112,60 @@ def search(order: Order, folder: Path, *, max_minutes: float | None = None, prog
     started = time.monotonic()
     if max_minutes is not None and not max_minutes > 0:
         raise UserError(f"expected max-minutes > 0, got {max_minutes:g}")
-    engine, task = prepare(order)
+    engine, task = prepare_search(request)
     deadline = math.inf if max_minutes is None else started + 60 * max_minutes
     task = replace(task, checkpoint=folder / "checkpoint.safetensors", deadline=deadline)
     try:
-        run = Search(order, engine, task, engine.search(task, progress), folder)
+        run = SearchRun(request, engine, task, engine.search(task, progress), folder)
     finally:
         task.executor.close()
-    write_found(run.found, folder)
+    write_result(run.result, folder)
     return run
 
 
-def write_found(found: Found, folder: Path) -> None:
+def write_result(result: SearchResult, folder: Path) -> None:
     """Write the trace of a search, its genotype and those of a front into a folder."""
-    write_csv(found.trace, folder / "trace.csv")
-    for genotype in found.front:
+    write_csv(result.trace, folder / "trace.csv")
+    for genotype in result.front:
         write_atomically(folder / "front" / f"{genotype.name}.toml", genotype.to_toml().encode())
-    if found.genotype is not None:
-        write_atomically(folder / "genotype.toml", found.genotype.to_toml().encode())
+    if result.genotype is not None:
+        write_atomically(folder / "genotype.toml", result.genotype.to_toml().encode())
 
 
-def prepare(order: Order) -> tuple[Engine[Any], Task[Any]]:
-    """Return engine and task of an order, without checkpoint and deadline; raises `UserError` as `search` does."""
-    space = catalog.space(order.space)
-    kind = ENGINES.get(order.engine)
+def prepare_search(request: SearchRequest) -> tuple[Engine[Any], SearchTask[Any]]:
+    """Return engine and task of a request, without checkpoint and deadline; raises `UserError` as `run_search` does."""
+    space = catalog.space(request.space)
+    kind = ENGINES.get(request.engine)
     if not isinstance(space, kind.searches):
         fitting = "the engine mse-nas" if isinstance(space, MotifSpace) else "the space mse-nas"
-        raise UserError(f"expected a {kind.searches.__name__} for the engine {order.engine}, got {space.name}: "
+        raise UserError(f"expected a {kind.searches.__name__} for the engine {request.engine}, got {space.name}: "
                         f"take {fitting}")  # fmt: skip
-    source = open_dataset(order.dataset, order.data_file)
+    source = open_dataset(request.dataset, request.data_file)
     small = dict(kind.small) if max(source.shape[1:]) < SMALL_SIDE else {}
     channels, layers = small.pop("channels", space.channels), small.pop("layers", space.layers)
-    engine = make(order.engine, small | dict(order.params))
-    precision = _precision(order.precision)
-    fitness = _fitness(order, kind)
-    crew = executor(order.executor, _workers(order, kind), order.device)
-    fit, validation = _halves(order)
-    stem = Path(order.dataset).stem
-    found = f"Found by biorobust search: engine {order.engine}, space {space.name}, data {stem}, seed {order.seed}."
-    return engine, Task(
+    engine = make_engine(request.engine, small | dict(request.params))
+    precision = _precision(request.precision)
+    fitness = _fitness(request, kind)
+    executor = make_executor(request.executor, _workers(request, kind), request.device)
+    fit, validation = _halves(request)
+    stem = Path(request.dataset).stem
+    choices = f"engine {request.engine}, space {space.name}, data {stem}, seed {request.seed}"
+    return engine, SearchTask(
         space=space,
         inputs=Inputs(source.shape, len(source.classes), source.mean, source.std),
         fit=fit,
         validation=validation,
-        channels=_channels(space, channels) if order.channels is None else order.channels,
-        layers=layers if order.layers is None else order.layers,
+        channels=_channels(space, channels) if request.channels is None else request.channels,
+        layers=layers if request.layers is None else request.layers,
         fitness=fitness,
-        seed=order.seed,
-        device=order.device,
+        seed=request.seed,
+        device=request.device,
         precision=precision,
         crop=_crop(source),
         flip="flip" in source.augmentation,
-        executor=crew,
-        name=re.sub(r"[^A-Za-z0-9._-]", "-", f"{space.name}-{order.engine}-{stem}-s{order.seed}"),
-        source=found,
+        executor=executor,
+        name=re.sub(r"[^A-Za-z0-9._-]", "-", f"{space.name}-{request.engine}-{stem}-s{request.seed}"),
+        source=f"Found by biorobust search: {choices}.",
     )
 
 
@@ -173,11 +175,11 @@ def _channels(space: Space | MotifSpace, channels: int) -> int:
     return max(channels, 4 * partial) if partial > 1 else channels
 
 
-def _halves(order: Order) -> tuple[Labelled, Labelled]:
-    if order.seed < 0:
-        raise UserError(f"expected seed >= 0, got {order.seed}")
-    examples = load_examples(order.dataset, "train", data_root=order.data_root, data_file=order.data_file)
-    return halves(examples, order.seed)
+def _halves(request: SearchRequest) -> tuple[Labelled, Labelled]:
+    if request.seed < 0:
+        raise UserError(f"expected seed >= 0, got {request.seed}")
+    examples = load_examples(request.dataset, "train", data_root=request.data_root, data_file=request.data_file)
+    return halves(examples, request.seed)
 
 
 def _crop(source: Dataset) -> int:
@@ -192,25 +194,25 @@ def _precision(text: str) -> Precision:
     return cast("Precision", text)
 
 
-def _fitness(order: Order, kind: type[Engine[Any]]) -> Fitness:
-    fitness = kind.read_fitness(kind.fitness if order.fitness is None else order.fitness)
+def _fitness(request: SearchRequest, kind: type[Engine[Any]]) -> Fitness:
+    fitness = kind.read_fitness(kind.fitness if request.fitness is None else request.fitness)
     if foreign := fitness.kinds - kind.terms:
         raise UserError(
-            f"expected a fitness of {' and '.join(sorted(kind.terms))} for the engine {order.engine}, got "
+            f"expected a fitness of {' and '.join(sorted(kind.terms))} for the engine {request.engine}, got "
             f"{' and '.join(sorted(foreign))}: take the engine random or evolution for that"
         )
     if not kind.scores_candidates and fitness != kind.read_fitness(kind.fitness):
-        raise UserError(f"expected the fitness {kind.fitness} for the engine {order.engine}, got {order.fitness!r}")
+        raise UserError(f"expected the fitness {kind.fitness} for the engine {request.engine}, got {request.fitness!r}")
     return fitness
 
 
-def _workers(order: Order, kind: type[Engine[Any]]) -> int:
+def _workers(request: SearchRequest, kind: type[Engine[Any]]) -> int:
     if kind.scores_candidates:
-        cores = os.cpu_count() or 1 if order.device == "cpu" else 1
-        return cores if order.workers is None else order.workers
-    if order.executor != "local" or order.workers not in (None, 1):
+        cores = os.cpu_count() or 1 if request.device == "cpu" else 1
+        return cores if request.workers is None else request.workers
+    if request.executor != "local" or request.workers not in (None, 1):
         raise UserError(
-            f"expected --executor local with one worker for the engine {order.engine}, got {order.executor} with "
-            f"{order.workers or 1}: it scores no candidates, it trains one network"
+            f"expected --executor local with one worker for the engine {request.engine}, got {request.executor} with "
+            f"{request.workers or 1}: it scores no candidates, it trains one network"
         )
     return 1

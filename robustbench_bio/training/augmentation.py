@@ -15,9 +15,9 @@ def augment(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
         shift = torch.randint(2 * recipe.crop + 1, (2, n), generator=generator).to(x.device)
         rows = (shift[0, :, None] + torch.arange(height, device=x.device))[:, None, :, None]
         columns = (shift[1, :, None] + torch.arange(width, device=x.device))[:, None, None, :]
-        here = torch.arange(n, device=x.device)[:, None, None, None]
+        images = torch.arange(n, device=x.device)[:, None, None, None]
         channels = torch.arange(x.shape[1], device=x.device)[None, :, None, None]
-        x = padded[here, channels, rows, columns]
+        x = padded[images, channels, rows, columns]
     if recipe.flip:
         mirrored = (torch.rand(n, generator=generator) < 0.5).to(x.device)
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)

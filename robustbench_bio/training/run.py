@@ -5,16 +5,17 @@ from pathlib import Path
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import write_atomically, write_csv
+from robustbench_bio.core.progress import Progress
 from robustbench_bio.datasets import load_examples, open_dataset
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.base import read_toml
 from robustbench_bio.records.card import ModelCard, TrainedNet
-from robustbench_bio.training.loop import Progress, Training, train
+from robustbench_bio.training.loop import Training, train
 from robustbench_bio.zoo import loading as zoo
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A training run and what it left.
 
     Attributes:
@@ -43,7 +44,7 @@ def train_card(
     device: str = "cpu",
     zoo_folder: Path | None = None,
     progress: Progress | None = None,
-) -> Run:
+) -> TrainingRun:
     """Train the network that a card describes for one data set.
 
     Writes `checkpoint.safetensors` and `history.csv` into the folder, and when the recipe is finished `<id>.toml` and
@@ -86,7 +87,7 @@ def train_card(
     write_csv(training.history, folder / "history.csv")
     if training.finished:
         card = _save(card, dataset, entry, net, training, len(examples), folder, zoo_folder)
-    return Run(card, net, training, folder, dataset)
+    return TrainingRun(card, net, training, folder, dataset)
 
 
 def _save(

@@ -11,7 +11,7 @@ from robustbench_bio.records.threat import parse_eps
 from robustbench_bio.zoo import catalog
 
 
-def prepare(
+def card_from_options(
     *,
     model: str | None,
     genotype: str | None,
@@ -54,19 +54,19 @@ def prepare(
         "rules": document["rule_options"],
     }
     for key, value in parse_pairs(changes).items():
-        where, _, field = key.partition(".")
-        if where not in targets or not field:
+        target, _, field = key.partition(".")
+        if target not in targets or not field:
             raise UserError(f"expected recipe.FIELD, net.FIELD or rules.FIELD to set, got {key!r}")
-        _put(targets[where], field, value)
+        _put(targets[target], field, value)
     return ModelCard.read(document)
 
 
 def _from_genotype(genotype: str) -> dict[str, Any]:
-    found = catalog.any_genotype(genotype)
-    kind = "cells" if isinstance(found, Genotype) else "motifs"
+    described = catalog.any_genotype(genotype)
+    kind = "cells" if isinstance(described, Genotype) else "motifs"
     return {
         "id": Path(genotype).stem,
-        "title": f"{kind.capitalize()} {found.name}",
+        "title": f"{kind.capitalize()} {described.name}",
         "rule": "genotype",
         "rule_options": {},
         "net": {"name": kind, "genotype": genotype},
@@ -91,15 +91,15 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: a pair without `=`, or a name that is given twice.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator or not name:
             raise UserError(f"expected name=value, got {pair!r}")
-        if name in found:
+        if name in values:
             raise UserError(f"expected each name once, got {name!r} twice")
-        found[name] = _value(value)
-    return found
+        values[name] = _value(value)
+    return values
 
 
 def _value(text: str) -> Any:

@@ -21,8 +21,7 @@ from robustbench_bio.datasets import load_examples, open_dataset
 from robustbench_bio.diagnosis import assess, probe
 from robustbench_bio.evaluation import planning
 from robustbench_bio.records.card import ModelCard, Recipe, TrainedNet
-from robustbench_bio.zoo import card_options as recipes
-from robustbench_bio.zoo import catalog
+from robustbench_bio.zoo import card_options, catalog
 from robustbench_bio.zoo import loading as zoo
 
 FAST = ["--n-examples", "16", "--steps", "2"]
@@ -538,7 +537,7 @@ def test_a_network_is_trained_shown_and_evaluated(call: Call, tmp_path: Path) ->
 
 def test_a_card_to_train_anew_claims_no_earlier_training(trained_card: Path) -> None:
     before = ModelCard.from_toml(trained_card.read_text(), "card").datasets["digits"]
-    card = recipes.prepare(
+    card = card_options.card_from_options(
         model=str(trained_card), genotype=None, rule="usf", dataset="digits", name="new", seed=4,
         changes=["recipe.lr=1/8", "net.hidden=[7, 8]", "rules.init=kaiming", "recipe.grad_clip=none",
                  "recipe.flip=true"],

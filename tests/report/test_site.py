@@ -275,7 +275,11 @@ def test_the_index_shows_what_the_entries_say(pages: dict[str, Page]) -> None:
         assert [row["model"] for row in mine] == [row.entry.model for row in rank_entries(entries)]
         for one in entries:
             row = next(row for row in mine if row["model"] == one.model)
-            counted = [m.robust_correct() for m in one.measurements if (m.spec.threat.norm, m.spec.threat.eps) == ("linf", 8 / 255)]
+            counted = [
+                m.robust_correct()
+                for m in one.measurements
+                if (m.spec.threat.norm, m.spec.threat.eps) == ("linf", 8 / 255)
+            ]
             stands = [all(outcomes) for outcomes in zip(*counted, strict=True)]
             assert row["worst"] == sum(stands) / one.n
             assert row["clean"] == sum(one.measurements[3].clean_correct()) / one.n

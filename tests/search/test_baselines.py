@@ -16,14 +16,15 @@ from robustbench_bio.nets.base import Inputs, Net
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.records.space import Space
 from robustbench_bio.report.search_trace import draw_cells, draw_trace
+from robustbench_bio.rules.hebbian import Hebbian
 from robustbench_bio.search import candidate_engine as candidates
-from robustbench_bio.search.base import Task, halves, make
-from robustbench_bio.search.candidate_engine import CandidateWork, Scored
+from robustbench_bio.search.base import SearchTask, halves, make_engine
+from robustbench_bio.search.candidate_engine import CandidateScorer, Scored
 from robustbench_bio.search.engines.evolution import Evolution
 from robustbench_bio.search.engines.random_search import RandomSearch, drawn
-from robustbench_bio.search.executor import Local, Scores
+from robustbench_bio.search.executors import CandidateScores, LocalExecutor
 from robustbench_bio.search.fitness import Fitness, Term
-from robustbench_bio.training import loop as training
+from robustbench_bio.training import checkpoint
 
 INPUTS = Inputs((1, 8, 8), 10, (0.3,), (0.4,))
 SPACE = Space(
@@ -31,10 +32,12 @@ SPACE = Space(
 )
 
 
-def task(fitness: str = "accuracy", **changes: Any) -> Task:
+def task(fitness: str = "accuracy", **changes: Any) -> SearchTask:
     fit, validation = halves(load_examples("digits", "train", 80), 0)
     settings: dict[str, Any] = {"channels": 2, "layers": 3, "space": SPACE}
-    return Task(inputs=INPUTS, fit=fit, validation=validation, fitness=Fitness.read(fitness), **(settings | changes))
+    return SearchTask(
+        inputs=INPUTS, fit=fit, validation=validation, fitness=Fitness.read(fitness), **(settings | changes)
+    )
 
 
 RANDOM = RandomSearch(candidates=3, epochs=1, batch_size=10)
@@ -54,12 +57,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Genotype]:
     """Replace training by a number that follows from the cells; return who was scored."""
     seen: list[Genotype] = []
 
-    def score(self: CandidateWork, prepared: object, job: Genotype) -> Scores:
+    def score(self: CandidateScorer, prepared: object, job: Genotype) -> CandidateScores:
         seen.append(job)
         convolutions = sum(op.startswith("dil") for op, _ in (*job.normal, *job.reduce))
         return {"accuracy": convolutions / 8, "loss": 1.0 - convolutions / 8}
 
-    monkeypatch.setattr(CandidateWork, "score", score)
+    monkeypatch.setattr(CandidateScorer, "score", score)
     return seen
 
 
@@ -127,7 +130,7 @@ def test_a_killed_search_continues_to_the_same_genotype(
     engine: RandomSearch | Evolution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, global_rng_untouched: None
 ) -> None:
     whole = engine.search(task("accuracy=1,robust=0.5"))
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1.0)
     broken = task("accuracy=1,robust=0.5", checkpoint=tmp_path / "c")
     for step in (1, 2):
         with pytest.raises(Interrupted):
@@ -141,11 +144,11 @@ def test_a_killed_search_continues_to_the_same_genotype(
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [RANDOM, EVOLUTION], ids=["random", "evolution"])
 def test_workers_change_nothing(engine: RandomSearch | Evolution) -> None:
-    crew = Local(2)
+    executor = LocalExecutor(2)
     try:
-        assert engine.search(task(executor=crew)) == engine.search(task())
+        assert engine.search(task(executor=executor)) == engine.search(task())
     finally:
-        crew.close()
+        executor.close()
 
 
 def test_time_that_is_up_leaves_what_was_scored(tmp_path: Path, counted: list[Genotype]) -> None:
@@ -155,11 +158,11 @@ def test_time_that_is_up_leaves_what_was_scored(tmp_path: Path, counted: list[Ge
 
 
 def test_a_round_that_is_cut_counts_up_to_the_first_gap(counted: list[Genotype]) -> None:
-    class Gappy(Local):
-        def scores(self, work: Any, jobs: Sequence[Any], deadline: float = math.inf) -> Any:
+    class Gappy(LocalExecutor):
+        def scores(self, scorer: Any, jobs: Sequence[Any], deadline: float = math.inf) -> Any:
             assert deadline == math.inf
             for place in (0, 2):
-                yield place, work.score(None, jobs[place])
+                yield place, scorer.score(None, jobs[place])
 
     found = RandomSearch(candidates=5).search(task(executor=Gappy()))
     assert (len(found.trace), found.finished) == (1, False)
@@ -169,11 +172,18 @@ def test_a_training_that_diverges_is_the_worst_candidate(monkeypatch: pytest.Mon
     def diverge(*args: object, **kwargs: object) -> None:
         raise DivergedError("training diverged at step 1: the loss is not finite; try a smaller lr")
 
-    monkeypatch.setattr(candidates.train, "train", diverge)
+    monkeypatch.setattr(candidates.loop, "train", diverge)
     found = RANDOM.search(task("accuracy,loss,robust"))
     assert found.genotype is not None
     assert {row["accuracy"] for row in found.trace} == {0.0}
     assert {row["fitness"] for row in found.trace} == {-1e6}
+
+
+def test_a_hebbian_candidate_that_diverges_is_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hebbian, "change", lambda _self, layer, _seen: torch.full_like(layer.weight, math.inf))
+    space = Space(name="oja", title="Oja", nodes=1, primitives=["dil_conv_3x3_oja", "sep_conv_3x3_oja"])
+    found = RandomSearch(candidates=1, epochs=1, batch_size=10).search(task(space=space))
+    assert [(row["accuracy"], row["loss"]) for row in found.trace] == [(0.0, 1e6)]
 
 
 def test_a_candidate_is_trained_by_its_own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +192,7 @@ def test_a_candidate_is_trained_by_its_own_rules(monkeypatch: pytest.MonkeyPatch
     def watch(net: Net, *args: object, **kwargs: object) -> None:
         seen.append(set(net.rules.assignment.values()))  # type: ignore[union-attr]
 
-    monkeypatch.setattr(candidates.train, "train", watch)
+    monkeypatch.setattr(candidates.loop, "train", watch)
     RANDOM.search(task())
     assert set().union(*seen) == {"usf", "brsf"}
 
@@ -261,7 +271,7 @@ def test_a_mistake_in_a_fitness(text: str, message: str) -> None:
 )
 def test_a_mistake_in_a_parameter(name: str, params: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        make(name, params)
+        make_engine(name, params)
     assert str(caught.value) == message
 
 

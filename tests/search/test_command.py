@@ -200,10 +200,8 @@ def test_spaces_and_engines_are_listed_and_shown(call: Call) -> None:
 def test_a_search_that_is_killed_continues_to_the_same_genotype(few: Path, tmp_path: Path) -> None:
     space = tmp_path / "tiny.toml"
     space.write_text(SPACE)
-    code = (
-        "from robustbench_bio import cli; from robustbench_bio.training import loop\n"
-        "loop.CHECKPOINT_SECONDS = -1.0; cli.main()"
-    )
+    code = "from robustbench_bio import cli; from robustbench_bio.training import checkpoint; "
+    code += "checkpoint.CHECKPOINT_SECONDS = -1.0; cli.main()"
 
     def command(folder: str) -> list[str]:
         options = ["--data-file", str(few), "--channels", "2", "--layers", "3", "--epochs", "12", "--json"]

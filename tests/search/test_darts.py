@@ -14,11 +14,11 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets import load_examples
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records.space import Space
-from robustbench_bio.search.base import ENGINES, Found, Task, halves, make
+from robustbench_bio.search.base import ENGINES, SearchResult, SearchTask, halves, make_engine
 from robustbench_bio.search.engines.darts import Darts, _DartsSearch, unrolled_gradient
 from robustbench_bio.search.fitness import Fitness
 from robustbench_bio.search.supernet.learning import entropy, frozen
-from robustbench_bio.training import loop as training
+from robustbench_bio.training import checkpoint
 
 INPUTS = Inputs((1, 8, 8), 10, (0.3,), (0.4,))
 
@@ -32,11 +32,11 @@ PLAIN = space("none", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 HEBBIAN = space("skip_connect", "dil_conv_3x3_oja", "dil_conv_3x3_u")
 
 
-def task(chosen: Space = RULED, **changes: Any) -> Task:
+def task(chosen: Space = RULED, **changes: Any) -> SearchTask:
     fit, validation = halves(load_examples("digits", "train", 60), 0)
     settings: dict[str, Any] = {"channels": 2, "layers": 3, "fitness": Fitness.read("loss"), "crop": 1}
     settings |= {"fit": fit, "validation": validation}
-    return Task(space=chosen, inputs=INPUTS, **(settings | changes))
+    return SearchTask(space=chosen, inputs=INPUTS, **(settings | changes))
 
 
 def engine(**changes: Any) -> Darts:
@@ -130,7 +130,7 @@ def test_moving_the_alphas_changes_nothing_else(order: str, chosen: Space) -> No
 def alpha_gradients(chosen: Space, alpha_grad: str) -> Tensor:
     search = _DartsSearch(task(chosen), engine(alpha_grad=alpha_grad))
     search.net.double().train()
-    batch = search.batch(search.validation, "validation order", 8)
+    batch = search.validation_batch()
     gradient = search._gradient((batch[0].double(), batch[1]), alpha_grad == "exact")
     return torch.cat(gradient(search.net.alphas))
 
@@ -138,7 +138,7 @@ def alpha_gradients(chosen: Space, alpha_grad: str) -> Tensor:
 def test_alphas_are_differentiated_through_the_rules_or_truly() -> None:
     search = _DartsSearch(task(), engine())
     search.net.double().train()
-    x, y = search.batch(search.validation, "validation order", 8)
+    x, y = search.validation_batch()
     loss = F.cross_entropy(search.net(x.double()), y)
     truth = torch.cat(torch.autograd.grad(loss, search.net.alphas))
     torch.testing.assert_close(alpha_gradients(RULED, "exact"), truth, rtol=1e-3, atol=1e-7)
@@ -176,7 +176,7 @@ def test_a_killed_search_continues_to_the_same_alphas(
 ) -> None:
     darts = engine(**changes)
     whole = darts.search(task(chosen, checkpoint=tmp_path / "whole"))
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1.0)
     broken = task(chosen, checkpoint=tmp_path / "broken")
     for step in (1, 5):
         with pytest.raises(Interrupted):
@@ -202,7 +202,7 @@ def test_time_that_is_up_leaves_the_cells_so_far(tmp_path: Path) -> None:
 def test_what_the_checkpoint_must_not_be_continued_with(tmp_path: Path) -> None:
     path = tmp_path / "c"
     engine().search(task(checkpoint=path, deadline=-math.inf))
-    others: list[tuple[Task, Darts]] = [
+    others: list[tuple[SearchTask, Darts]] = [
         (task(checkpoint=path, seed=1), engine()),
         (task(checkpoint=path, channels=4), engine()),
         (task(PLAIN, checkpoint=path), engine()),
@@ -219,7 +219,7 @@ def test_what_the_checkpoint_must_not_be_continued_with(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_search_learns_and_its_trace_says_so() -> None:
     fit, validation = halves(load_examples("digits", "train", 240), 0)
-    found: Found = engine(epochs=6, lr=0.1, batch_size=20).search(
+    found: SearchResult = engine(epochs=6, lr=0.1, batch_size=20).search(
         task(PLAIN, channels=4, fit=fit, validation=validation)
     )
     assert found.genotype is not None
@@ -271,7 +271,7 @@ def test_frozen_tensors_thaw_again() -> None:
 )
 def test_a_mistake_in_a_parameter_says_what_was_expected(params: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        make("darts", params)
+        make_engine("darts", params)
     assert str(caught.value) == message
 
 
@@ -281,9 +281,9 @@ def test_engines_are_found_by_name_and_their_small_settings_are_legal() -> None:
         fields = {field.name for field in dataclasses.fields(kind)}
         own = {key: value for key, value in kind.small.items() if key in fields}
         assert set(kind.small) - set(own) == {"channels", "layers"}
-        assert make(name, own) != make(name, {})
+        assert make_engine(name, own) != make_engine(name, {})
     with pytest.raises(UserError, match="unknown engine 'dart': did you mean darts"):
-        make("dart", {})
+        make_engine("dart", {})
 
 
 def test_second_order_needs_float32() -> None:

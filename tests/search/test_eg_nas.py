@@ -13,11 +13,12 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets import load_examples
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records.space import Space
-from robustbench_bio.search.base import Labelled, Task, halves, make
-from robustbench_bio.search.engines.eg_nas import EgNas, SupernetWork, Vector, _EgSearch, compound, evolve, similarity
-from robustbench_bio.search.executor import Executor, Local, Scores, Work
+from robustbench_bio.search.base import Labelled, SearchTask, halves, make_engine
+from robustbench_bio.search.engines.eg_nas import EgNas, Vector, _EgSearch, compound, evolve, similarity
+from robustbench_bio.search.executors import CandidateScores, Executor, LocalExecutor, Scorer
 from robustbench_bio.search.fitness import Fitness
-from robustbench_bio.training import loop as training
+from robustbench_bio.search.supernet.scorer import SupernetScorer
+from robustbench_bio.training import checkpoint
 
 INPUTS = Inputs((1, 8, 8), 10, (0.3,), (0.4,))
 SPACE = Space(
@@ -29,10 +30,10 @@ SPACE = Space(
 )
 
 
-def task(**changes: Any) -> Task:
+def task(**changes: Any) -> SearchTask:
     fit, validation = halves(load_examples("digits", "train", 60), 0)
     settings: dict[str, Any] = {"channels": 2, "layers": 3, "fitness": Fitness.read("loss"), "space": SPACE}
-    return Task(inputs=INPUTS, fit=fit, validation=validation, **(settings | changes))
+    return SearchTask(inputs=INPUTS, fit=fit, validation=validation, **(settings | changes))
 
 
 def engine(**changes: Any) -> EgNas:
@@ -46,9 +47,9 @@ class Watched(Executor):
     def __init__(self) -> None:
         self.jobs: list[list[torch.Tensor]] = []
 
-    def scores(self, work: Work, jobs: Any, deadline: float = math.inf) -> Any:
+    def scores(self, scorer: Scorer, jobs: Any, deadline: float = math.inf) -> Any:
         self.jobs.append(list(jobs))
-        return Local().scores(work, jobs, deadline)
+        return LocalExecutor().scores(scorer, jobs, deadline)
 
     def close(self) -> None:
         self.jobs.clear()
@@ -112,9 +113,9 @@ def test_a_score_is_that_of_the_supernet_with_these_weights() -> None:
     search._learn()
     batch = Labelled(search.validation.x[:16], search.validation.y[:16])
     own = {k: v for k, v in search.net.state_dict().items() if not k.startswith("rules.")}
-    work = SupernetWork(SPACE, INPUTS, 2, 3, own, batch, "cpu", "float32")
+    scorer = SupernetScorer(SPACE, INPUTS, 2, 3, own, batch, "cpu", "float32")
     job = torch.rand(2, 2, 3, generator=torch.Generator().manual_seed(0)).softmax(2)
-    ((_, scores),) = Local().scores(work, [job])
+    ((_, scores),) = LocalExecutor().scores(scorer, [job])
     # Alphas whose softmax is the job; train mode, so that batch norm uses the batch.
     with torch.no_grad():
         for alpha, weights in zip(search.net.alphas, job, strict=True):
@@ -126,8 +127,8 @@ def test_a_score_is_that_of_the_supernet_with_these_weights() -> None:
 
 @pytest.mark.parametrize("reference", [False, True])
 def test_an_exploration_moves_the_alphas_and_nothing_else(reference: bool, global_rng_untouched: None) -> None:
-    crew = Watched()
-    search = _EgSearch(task(executor=crew), engine(reference=reference, warm_start=0, diversity=0.4))
+    executor = Watched()
+    search = _EgSearch(task(executor=executor), engine(reference=reference, warm_start=0, diversity=0.4))
     search.net.train()
     state = {name: value.clone() for name, value in search.net.state_dict().items()}
     before = torch.stack([alpha.detach().clone() for alpha in search.net.alphas])
@@ -135,22 +136,22 @@ def test_an_exploration_moves_the_alphas_and_nothing_else(reference: bool, globa
     after = torch.stack([alpha.detach() for alpha in search.net.alphas])
     assert all(torch.equal(value, state[name]) for name, value in search.net.state_dict().items())
     assert not torch.equal(before, after)
-    for jobs in crew.jobs:
+    for jobs in executor.jobs:
         for job in jobs:
             torch.testing.assert_close(job.sum(2), torch.ones(2, 2))
-    generations = [crew.jobs[0][1:], *crew.jobs[1:]]  # the present alphas come first
+    generations = [executor.jobs[0][1:], *executor.jobs[1:]]  # the present alphas come first
     repeats = generations[:2] if reference else generations[::2]
     same = all(torch.equal(a, b) for a, b in zip(*repeats, strict=True))
     if reference:
         # One generation for each of two repeats, which draw the same; then the winners through a second softmax.
-        assert [len(jobs) for jobs in crew.jobs] == [5, 4, 2]
+        assert [len(jobs) for jobs in executor.jobs] == [5, 4, 2]
         assert same
-        spread = crew.jobs[-1][0].max() - crew.jobs[-1][0].min()
+        spread = executor.jobs[-1][0].max() - executor.jobs[-1][0].min()
         assert spread < 0.2  # three softmaxes of a unit vector are nearly uniform
         # What is added sums to one on each edge: the alphas drift.
         torch.testing.assert_close((after - before).sum(2), torch.full((2, 2), 0.1))
     else:
-        assert [len(jobs) for jobs in crew.jobs] == [5, 4, 4, 4]
+        assert [len(jobs) for jobs in executor.jobs] == [5, 4, 4, 4]
         assert not same
         torch.testing.assert_close(after.mean(2), 0.9 * before.mean(2))
 
@@ -158,10 +159,10 @@ def test_an_exploration_moves_the_alphas_and_nothing_else(reference: bool, globa
 def test_the_alphas_go_a_step_towards_the_best_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     goal = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(2, 2, 3)
 
-    def score(self: SupernetWork, prepared: object, job: torch.Tensor) -> Scores:
+    def score(self: SupernetScorer, prepared: object, job: torch.Tensor) -> CandidateScores:
         return {"accuracy": 0.5, "loss": float(((job.double() - goal.softmax(2)) ** 2).sum())}
 
-    monkeypatch.setattr(SupernetWork, "score", score)
+    monkeypatch.setattr(SupernetScorer, "score", score)
     settings = {"population": 20, "generations": 60, "diversity": 0.0, "step": 1.0, "repeats": 1, "warm_start": 0}
     search = _EgSearch(task(), engine(**settings))
     search.move_alphas(lambda _: None)
@@ -197,7 +198,7 @@ def stop_at(step: int) -> Callable[[int, int, str], None]:
 @pytest.mark.slow
 def test_equal_seeds_give_equal_alphas_also_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = engine().search(task(checkpoint=tmp_path / "whole"))
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1.0)
     for step in (2, 5):
         with pytest.raises(Interrupted):
             engine().search(task(checkpoint=tmp_path / "broken"), stop_at(step))
@@ -211,9 +212,9 @@ def test_equal_seeds_give_equal_alphas_also_after_a_kill(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_a_deadline_within_an_exploration_leaves_the_alphas_as_they_were(tmp_path: Path) -> None:
-    class Late(Local):
-        def scores(self, work: Work, jobs: Any, deadline: float = math.inf) -> Any:
-            return super().scores(work, jobs, min(deadline, -math.inf))
+    class Late(LocalExecutor):
+        def scores(self, scorer: Scorer, jobs: Any, deadline: float = math.inf) -> Any:
+            return super().scores(scorer, jobs, min(deadline, -math.inf))
 
     found = engine().search(task(executor=Late(), checkpoint=tmp_path / "c"))
     assert (len(found.trace), found.finished) == (1, False)
@@ -222,11 +223,11 @@ def test_a_deadline_within_an_exploration_leaves_the_alphas_as_they_were(tmp_pat
 
 @pytest.mark.slow
 def test_workers_change_nothing() -> None:
-    crew = Local(2)
+    executor = LocalExecutor(2)
     try:
-        assert engine().search(task(executor=crew)) == engine().search(task())
+        assert engine().search(task(executor=executor)) == engine().search(task())
     finally:
-        crew.close()
+        executor.close()
 
 
 @pytest.mark.parametrize(
@@ -241,5 +242,5 @@ def test_workers_change_nothing() -> None:
 )
 def test_a_mistake_in_a_parameter_says_what_was_expected(params: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        make("eg-nas", params)
+        make_engine("eg-nas", params)
     assert str(caught.value) == message

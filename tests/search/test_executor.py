@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.search.executor import MOST_LOSSES, Local, Scores, Work, executor
+from robustbench_bio.search.executors import CandidateScores, LocalExecutor, Scorer, make_executor
+from robustbench_bio.search.executors.base import MOST_LOSSES
 
 
-class Square(Work):
+class Square(Scorer):
     """Squares numbers; dies, fails or dawdles when it is told to."""
 
     def __init__(self, folder: Path | None = None, *, dies_at: int = -1, deaths: int = 1, fails_at: int = -1) -> None:
@@ -25,7 +26,7 @@ class Square(Work):
     def prepare(self) -> int:
         return 2
 
-    def score(self, prepared: int, job: Any) -> Scores:
+    def score(self, prepared: int, job: Any) -> CandidateScores:
         if job == self.dies_at and self.folder is not None:
             died = len(list(self.folder.iterdir()))
             if died < self.deaths:
@@ -36,29 +37,29 @@ class Square(Work):
         return {"value": float(job**prepared), "threads": float(torch.get_num_threads()), "pid": float(os.getpid())}
 
 
-class Slow(Work):
+class Slow(Scorer):
     """Takes a second for every job but the first."""
 
     def prepare(self) -> None:
         return None
 
-    def score(self, prepared: None, job: Any) -> Scores:
+    def score(self, prepared: None, job: Any) -> CandidateScores:
         del prepared
         time.sleep(1.0 if job else 0.0)
         return {"value": float(job)}
 
 
-def values(found: list[tuple[int, Scores]]) -> dict[int, float]:
+def values(found: list[tuple[int, CandidateScores]]) -> dict[int, float]:
     assert len(dict(found)) == len(found)
     return {place: scores["value"] for place, scores in found}
 
 
 @pytest.fixture
-def pair() -> Iterator[Local]:
+def pair() -> Iterator[LocalExecutor]:
     """Two worker processes, ended after the test."""
-    crew = Local(2)
-    yield crew
-    crew.close()
+    executor = LocalExecutor(2)
+    yield executor
+    executor.close()
     assert not multiprocessing.active_children()
 
 
@@ -75,37 +76,37 @@ def _two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_two_threads")
 def test_one_worker_is_this_process_with_one_thread() -> None:
-    found = list(Local().scores(Square(), JOBS))
+    found = list(LocalExecutor().scores(Square(), JOBS))
     assert values(found) == SQUARES
     assert {scores["pid"] for _, scores in found} == {os.getpid()}
     assert {scores["threads"] for _, scores in found} == {1.0}
     assert torch.get_num_threads() == 2
 
 
-def test_the_same_work_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared: list[Work] = []
+def test_the_same_scorer_is_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[Scorer] = []
     monkeypatch.setattr(Square, "prepare", lambda self: prepared.append(self) or 2)
-    crew, one, other = Local(), Square(), Square()
-    for work in (one, one, other):
-        assert values(list(crew.scores(work, JOBS))) == SQUARES
+    executor, one, other = LocalExecutor(), Square(), Square()
+    for scorer in (one, one, other):
+        assert values(list(executor.scores(scorer, JOBS))) == SQUARES
     assert prepared == [one, other]
 
 
 def test_no_jobs_need_no_workers() -> None:
-    assert list(Local(3).scores(Square(), [])) == []
+    assert list(LocalExecutor(3).scores(Square(), [])) == []
 
 
 def test_this_process_stops_at_the_deadline() -> None:
-    assert list(Local().scores(Square(), JOBS, -math.inf)) == []
+    assert list(LocalExecutor().scores(Square(), JOBS, -math.inf)) == []
 
 
 def test_what_goes_wrong_in_this_process_is_raised() -> None:
     with pytest.raises(UserError, match="no square for this one"):
-        list(Local().scores(Square(fails_at=4), JOBS))
+        list(LocalExecutor().scores(Square(fails_at=4), JOBS))
 
 
 @pytest.mark.slow
-def test_processes_score_the_same_and_replace_one_that_is_killed(tmp_path: Path, pair: Local) -> None:
+def test_processes_score_the_same_and_replace_one_that_is_killed(tmp_path: Path, pair: LocalExecutor) -> None:
     found = list(pair.scores(Square(tmp_path, dies_at=4), JOBS))
     assert values(found) == SQUARES
     (corpse,) = tmp_path.iterdir()
@@ -119,20 +120,20 @@ def test_processes_score_the_same_and_replace_one_that_is_killed(tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_job_that_kills_every_worker_ends_the_search(tmp_path: Path, pair: Local) -> None:
+def test_a_job_that_kills_every_worker_ends_the_search(tmp_path: Path, pair: LocalExecutor) -> None:
     with pytest.raises(UserError, match="one candidate lost 3 of them: memory may be short"):
         list(pair.scores(Square(tmp_path, dies_at=4, deaths=9), JOBS))
     assert len(list(tmp_path.iterdir())) == MOST_LOSSES
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_process_is_raised_here(pair: Local) -> None:
+def test_what_goes_wrong_in_a_process_is_raised_here(pair: LocalExecutor) -> None:
     with pytest.raises(UserError, match="no square for this one"):
         list(pair.scores(Square(fails_at=4), JOBS))
 
 
 @pytest.mark.slow
-def test_processes_are_gone_after_the_deadline(pair: Local) -> None:
+def test_processes_are_gone_after_the_deadline(pair: LocalExecutor) -> None:
     start = time.monotonic()
     jobs = [0, *[1] * 60]
     found = list(pair.scores(Slow(), jobs, start + 12))
@@ -151,14 +152,14 @@ def test_processes_are_gone_after_the_deadline(pair: Local) -> None:
 )
 def test_a_mistake_in_an_executor(name: str, workers: int, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        executor(name, workers)
+        make_executor(name, workers)
     assert str(caught.value) == message
 
 
 def test_ray_that_is_not_installed_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"run pip install 'robustbench-bio\[ray\]', or take local"):
-        executor("ray", 2)
+        make_executor("ray", 2)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def ray() -> Any:
 def test_ray_scores_the_same_though_one_worker_is_killed(
     tmp_path: Path, ray: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = list(executor("ray", 2).scores(Square(tmp_path, dies_at=4), JOBS))
+    found = list(make_executor("ray", 2).scores(Square(tmp_path, dies_at=4), JOBS))
     assert values(found) == SQUARES
     (corpse,) = tmp_path.iterdir()
     assert os.getpid() not in {scores["pid"] for _, scores in found}
@@ -184,11 +185,11 @@ def test_ray_scores_the_same_though_one_worker_is_killed(
     assert ray.cluster_resources()["CPU"] == 2
     assert capsys.readouterr().out == "", "stdout belongs to results"
     with pytest.raises(UserError, match="no square for this one"):
-        list(executor("ray", 2).scores(Square(fails_at=4), JOBS))
+        list(make_executor("ray", 2).scores(Square(fails_at=4), JOBS))
     folder = tmp_path / "all"
     folder.mkdir()
     with pytest.raises(UserError, match="one candidate lost 3 of them"):
-        list(executor("ray", 2).scores(Square(folder, dies_at=4, deaths=9), [4]))
+        list(make_executor("ray", 2).scores(Square(folder, dies_at=4, deaths=9), [4]))
     # Under load Ray may lose a worker before it gets to leave a trace; it is never asked more often than allowed.
     assert 0 < len(list(folder.iterdir())) <= MOST_LOSSES
 
@@ -196,8 +197,8 @@ def test_ray_scores_the_same_though_one_worker_is_killed(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_ray_stops_at_the_deadline(ray: Any) -> None:
-    crew = executor("ray", 2)
+    executor = make_executor("ray", 2)
     start = time.monotonic()
-    found = list(crew.scores(Slow(), [0, *[1] * 60], start + 15))
+    found = list(executor.scores(Slow(), [0, *[1] * 60], start + 15))
     assert time.monotonic() - start < 17
     assert 0 < len(found) < 61

@@ -17,12 +17,13 @@ from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records.motif_space import MotifSpace
 from robustbench_bio.records.motifs import MotifGenotype, parse_link, read_genotype, reduction_cells
 from robustbench_bio.report.motif_trace import draw_motifs, draw_trace
-from robustbench_bio.search.base import Task, halves, make
-from robustbench_bio.search.engines.mse_nas import MotifWork, MseNas
-from robustbench_bio.search.executor import Local, Scores
+from robustbench_bio.search.base import SearchTask, halves, make_engine
+from robustbench_bio.search.engines.mse_nas import MseNas
+from robustbench_bio.search.executors import CandidateScores, LocalExecutor
 from robustbench_bio.search.motifs.fitness import MotifFitness
-from robustbench_bio.search.run import write_found
-from robustbench_bio.training import loop as training
+from robustbench_bio.search.motifs.scorer import MotifScorer
+from robustbench_bio.search.run import write_result
+from robustbench_bio.training import checkpoint
 from robustbench_bio.zoo import catalog
 
 SPACE = catalog.space("mse-nas")
@@ -64,11 +65,11 @@ def test_a_fitness_names_what_is_wrong(text: str, message: str) -> None:
 # --- evolution --------------------------------------------------------------------------------------------------
 
 
-def task(fitness: str = "rdm", images: int = 80, **changes: Any) -> Task[MotifSpace]:
+def task(fitness: str = "rdm", images: int = 80, **changes: Any) -> SearchTask[MotifSpace]:
     fit, validation = halves(load_examples("digits", "train", images), 0)
     settings: dict[str, Any] = {"channels": 2, "layers": 6, "space": SPACE}
     read = MotifFitness.read(fitness)
-    return Task(inputs=DIGITS, fit=fit, validation=validation, fitness=read, **(settings | changes))
+    return SearchTask(inputs=DIGITS, fit=fit, validation=validation, fitness=read, **(settings | changes))
 
 
 SMALL: dict[str, Any] = {"population": 6, "offspring": 4, "generations": 3, "steps": 2, "batches": 1, "batch_size": 8}
@@ -79,13 +80,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[MotifGenotype]:
     """Replace networks by numbers that follow from the motifs; return who was scored."""
     seen: list[MotifGenotype] = []
 
-    def score(self: MotifWork, prepared: object, job: MotifGenotype) -> Scores:
+    def score(self: MotifScorer, prepared: object, job: MotifGenotype) -> CandidateScores:
         seen.append(job)
         used = [cell for i, cell in enumerate(job.cells) if i not in STATIC]
         kernels = [parse_link(op).kernel for cell in used for op, _ in cell.links]
         return {"rdm:hamming": kernels.count(5) / 10, "spikes": kernels.count(5) ** 2 / 50 + kernels.count(3) / 10}
 
-    monkeypatch.setattr(MotifWork, "score", score)
+    monkeypatch.setattr(MotifScorer, "score", score)
     return seen
 
 
@@ -129,7 +130,7 @@ def test_several_objectives_leave_a_front(counted: list[MotifGenotype], tmp_path
     for axis in (0, 1):
         assert max(one[axis] for one in rows) > max(one[axis] for one in rows[:20])
     assert isinstance(found.genotype, MotifGenotype)
-    write_found(found, tmp_path)
+    write_result(found, tmp_path)
     draw_trace(found.trace, tmp_path)
     draw_motifs(found.genotype, reduction_cells(len(found.genotype.cells), engine.coding), tmp_path)
     for name in ("trace", "pareto", "cells"):
@@ -157,7 +158,7 @@ def test_a_killed_search_continues_to_the_same_genotype(
     state = np.random.get_state()[1].tolist()  # noqa: NPY002
     whole = engine.search(task("rdm,spikes=0.01"))
     assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", -1.0)
     broken = task("rdm,spikes=0.01", checkpoint=tmp_path / "c")
     for step in (2, 8, 12):
         with pytest.raises(Interrupted):
@@ -181,11 +182,11 @@ def test_workers_change_nothing_and_training_is_scored() -> None:
     engine = MseNas(**(SMALL | {"population": 2, "generations": 1, "steps": 3}), lr=0.01)
     asked = {"fitness": "trained:12,rdm:pearson=0.1", "images": 300}
     alone = engine.search(task(**asked))
-    crew = Local(2)
+    executor = LocalExecutor(2)
     try:
-        assert engine.search(task(**asked, executor=crew)) == alone
+        assert engine.search(task(**asked, executor=executor)) == alone
     finally:
-        crew.close()
+        executor.close()
     assert max(row["trained:12"] for row in alone.trace) > 0.15
     assert len({row["trained:12"] for row in alone.trace}) > 1
 
@@ -205,9 +206,9 @@ def test_a_search_names_what_is_wrong(engine: dict[str, Any], changes: dict[str,
 
 def test_an_engine_names_what_is_wrong() -> None:
     with pytest.raises(UserError, match="expected steps >= 1, got 0"):
-        make("mse-nas", {"steps": 0})
+        make_engine("mse-nas", {"steps": 0})
     with pytest.raises(UserError, match="expected algorithm of mse-nas to be"):
-        make("mse-nas", {"algorithm": "sga"})
+        make_engine("mse-nas", {"algorithm": "sga"})
 
 
 # --- the command line -------------------------------------------------------------------------------------------

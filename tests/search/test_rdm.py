@@ -117,7 +117,10 @@ def stimuli(n: int = 2) -> list[Tensor]:
 
 
 def test_dead_layers_count_with_zero_and_a_dead_end_scores_zero() -> None:
-    alive, dead = rdm.measure(Two(2.0), stimuli(), NORMALISED, sahd=True), rdm.measure(Two(0.0), stimuli(), NORMALISED)
+    alive, dead = (
+        rdm.spike_scores(Two(2.0), stimuli(), NORMALISED, sahd=True),
+        rdm.spike_scores(Two(0.0), stimuli(), NORMALISED),
+    )
     assert alive["dead"] == 0
     assert dead["dead"] == 0.5
     for metric in NORMALISED:
@@ -125,7 +128,7 @@ def test_dead_layers_count_with_zero_and_a_dead_end_scores_zero() -> None:
         assert dead[f"rdm:{metric}"] == 0
     half = nn.Sequential(Two(2.0))
     half[0].first, half[0].second = half[0].second, half[0].first  # runs the same layers under other names
-    assert rdm.measure(half, stimuli(), ["hamming"])["rdm:hamming"] == alive["rdm:hamming"]
+    assert rdm.spike_scores(half, stimuli(), ["hamming"])["rdm:hamming"] == alive["rdm:hamming"]
 
 
 def test_a_dead_layer_in_the_middle_halves_the_mean() -> None:
@@ -139,8 +142,8 @@ def test_a_dead_layer_in_the_middle_halves_the_mean() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.second(self.norm(x.flatten(1)).expand(3, -1, -1)).mean(0)
 
-    alone = rdm.measure(Alone(1), stimuli())
-    beside = rdm.measure(Beside(1), stimuli())
+    alone = rdm.spike_scores(Alone(1), stimuli())
+    beside = rdm.spike_scores(Beside(1), stimuli())
     assert beside["rdm:hamming"] == pytest.approx(alone["rdm:hamming"] / 2)
     assert beside["spikes"] == alone["spikes"]
 
@@ -148,8 +151,8 @@ def test_a_dead_layer_in_the_middle_halves_the_mean() -> None:
 def test_scores_are_means_over_batches_and_the_network_stays_as_it_is() -> None:
     net = Two(2.0).eval()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    both = rdm.measure(net, stimuli(2), rdm.KNOWN, sahd=True)
-    parts = [rdm.measure(net, [x], rdm.KNOWN, sahd=True) for x in stimuli(2)]
+    both = rdm.spike_scores(net, stimuli(2), rdm.KNOWN, sahd=True)
+    parts = [rdm.spike_scores(net, [x], rdm.KNOWN, sahd=True) for x in stimuli(2)]
     assert both == {name: pytest.approx((parts[0][name] + parts[1][name]) / 2) for name in both}
     assert parts[0] != parts[1]
     assert not net.training
@@ -167,7 +170,7 @@ def test_a_network_of_motifs_without_links_scores_zero() -> None:
         genome = [*6 * [motif, *19 * [0]], 3]
         genotype = code.decode(genome, name="g", source="")
         net = nets.build("motifs", inputs, seed=0, genotype=genotype, channels=2, steps=3)
-        return rdm.measure(net, x, NORMALISED, sahd=True)
+        return rdm.spike_scores(net, x, NORMALISED, sahd=True)
 
     none, one = score(0), score(1)
     assert all(none[f"rdm:{metric}"] == 0 < one[f"rdm:{metric}"] for metric in NORMALISED)
@@ -177,13 +180,13 @@ def test_a_network_of_motifs_without_links_scores_zero() -> None:
 
 
 def test_a_kernel_that_is_singular_is_a_finite_number() -> None:
-    assert rdm.measure(Two(2.0), [torch.full((6, 2, 2, 2), 0.5)], [], sahd=True)["sahd"] == rdm.SINGULAR
+    assert rdm.spike_scores(Two(2.0), [torch.full((6, 2, 2, 2), 0.5)], [], sahd=True)["sahd"] == rdm.SINGULAR
 
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="unknown metric of rdm 'haming': did you mean hamming"):
-        rdm.measure(Two(1.0), stimuli(), ["haming"])
+        rdm.spike_scores(Two(1.0), stimuli(), ["haming"])
     with pytest.raises(UserError, match=r"expected spikes \[steps >= 1, stimuli >= 2, neurons\], got \[0, 4, 3\]"):
         rdm.dissimilarity(torch.zeros(0, 4, 3), "hamming")
     with pytest.raises(UserError, match="expected a network with LIF layers"):
-        rdm.measure(nn.Linear(3, 2), [torch.zeros(2, 3)])
+        rdm.spike_scores(nn.Linear(3, 2), [torch.zeros(2, 3)])

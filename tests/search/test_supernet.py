@@ -16,9 +16,10 @@ from robustbench_bio.nets.cost import macs, parameters
 from robustbench_bio.nets.operations import FactorizedReduce
 from robustbench_bio.records.genotype import Edge, Genotype
 from robustbench_bio.records.space import Space
-from robustbench_bio.search.supernet.fast.shared import leave
+from robustbench_bio.search.supernet.fast.depthwise import Depthwise
+from robustbench_bio.search.supernet.fast.shared import evaluate_edges
 from robustbench_bio.search.supernet.mixed_edge import MixedEdge
-from robustbench_bio.search.supernet.supernet import Supernet
+from robustbench_bio.search.supernet.supernet import Supernet, Weights, shares_work
 from robustbench_bio.zoo import catalog
 
 #: One operation of each kind that the fast way treats in its own manner, under different rules.
@@ -331,10 +332,46 @@ def test_the_fast_way_gives_the_same_numbers_on_maps_of_any_size(side):
     agree(*both_ways(small(side=side), *batch(side=side)), 1e-11)
 
 
-@pytest.mark.parametrize("rule", ["bp", "fa", "usf", "random:1:brsf+frsf"])
-def test_the_fast_way_applies_each_layers_own_rule(rule):
-    net = small(rule=rule)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("partial", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rule", ["bp", "fa", "usf", "frsf", "brsf", "random:1:brsf+frsf"])
+def test_the_fast_way_applies_each_layers_own_rule(rule, partial, training):
+    """Outputs, running statistics, and the gradients of weights, alphas and input."""
+    space = MIXTURE.model_copy(update={"partial": partial})
+    net = small(space, rule=rule, channels=4 * partial).train(training)
     agree(*both_ways(net, *batch()), 1e-11)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_the_fast_way_takes_gradients_in_any_order_of_memory(order, monkeypatch):
+    """Other devices return their convolutions and gradients in an order of their own."""
+    net = small(layers=3)
+    plain, _ = both_ways(net, *batch())
+    output, adjoint = Depthwise.output, Depthwise._adjoint
+    monkeypatch.setattr(Depthwise, "output", lambda *args: output(*args).contiguous(memory_format=order))
+    monkeypatch.setattr(
+        Depthwise,
+        "_adjoint",
+        lambda *args: tuple(None if g is None else g.contiguous(memory_format=order) for g in adjoint(*args)),
+    )
+    monkeypatch.setattr("robustbench_bio.search.supernet.supernet._channels_last", lambda g: g.contiguous())
+    agree(plain, both_ways(net, *batch())[1], 1e-11)
+
+
+def test_the_fast_way_can_be_turned_off_and_is_for_cpus_alone(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the fast way was taken")
+
+    monkeypatch.setattr("robustbench_bio.search.supernet.supernet.evaluate_edges", refuse)
+    x, _ = batch(dtype=torch.float32)
+    small(dtype=torch.float32, fast=False)(x)
+    with pytest.raises(AssertionError):
+        small(dtype=torch.float32)(x)
+    assert shares_work(x, Weights(torch.ones(5, 11)))
+    assert not shares_work(x.to("meta"), Weights(torch.ones(5, 11)))
+    assert not shares_work(x, Weights(torch.ones(5, 11), [[True] * 11] * 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not shares_work(x, Weights(torch.ones(5, 11)))
 
 
 @pytest.mark.slow
@@ -412,7 +449,7 @@ def test_inputs_far_from_zero_keep_their_digits():
         edges = [MixedEdge(space, 4, 1) for _ in range(2)]
     x = 100 + torch.rand(16, 4, 8, 8, generator=torch_generator("far"))
     weights = torch.full((2, 2), 0.5)
-    fast = leave(x, edges, weights)
+    fast = evaluate_edges(x, edges, weights)
     for edge, row, out in zip(edges, weights, fast, strict=True):
         exact = copy.deepcopy(edge).double()(x.double(), row.double())
         plain = (edge(x, row) - exact).norm() / exact.norm()

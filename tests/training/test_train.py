@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -6,21 +7,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
 import robustbench_bio as rb
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import write_csv
-from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.datasets import Examples, load_examples, open_dataset
 from robustbench_bio.nets import Net
 from robustbench_bio.records.card import Adversary, ModelCard, Recipe, TrainedNet
 from robustbench_bio.report.training import draw_history
+from robustbench_bio.training import checkpoint, objective
 from robustbench_bio.training import loop as training
 from robustbench_bio.training import run as runs
 from robustbench_bio.training.augmentation import augment
-from robustbench_bio.training.loop import Training, accuracy, learning_rate, split, train
+from robustbench_bio.training.loop import Training, learning_rate, train
+from robustbench_bio.training.steps import Stopwatch, accuracy, split
 from robustbench_bio.zoo import loading as zoo
 
 CELLS: dict[str, Any] = {"name": "cells", "genotype": "biodarts", "channels": 2, "layers": 3}
@@ -101,7 +105,7 @@ def test_an_interrupted_training_continues_to_the_same_weights(
     assert any(not torch.equal(value, start[name]) for name, value in whole.state_dict().items())
 
     file = tmp_path / "checkpoint"
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0.0)
     for step in (3, 6):  # in the middle of the first epoch of four or five steps, and of the second
         with pytest.raises(Interrupted):
             run(build(net, rule, **options), checkpoint=file, progress=stop_at(step))
@@ -117,6 +121,66 @@ def test_an_interrupted_training_continues_to_the_same_weights(
     after = build(net, rule, **options)
     assert run(after, checkpoint=file).step == state.step
     assert equal(after, whole), "a finished training gives its weights again"
+
+
+def test_a_checkpoint_in_the_layout_of_earlier_versions_is_continued(digits: Examples, tmp_path: Path) -> None:
+    """The file is written here without the package's help: its layout must stay readable."""
+    wanted = recipe(batch_size=20, grad_clip=None, lr=0.1)
+    whole, begun, resumed = (build(MLP) for _ in range(3))
+    expected = train(whole, digits, wanted, seed=5)
+
+    fit = split(digits.y, 0.2, 5)[0]
+    rows = fit[torch.randperm(len(fit), generator=torch_generator(5, "order", 0))[:20]].numpy()
+    y = torch.from_numpy(digits.y[rows])
+    optimiser = torch.optim.SGD(begun.parameters(), lr=0.1, momentum=0.9, weight_decay=3e-4)
+    logits = begun(torch.from_numpy(digits.x[rows]).float() / 255)
+    loss = torch.nn.functional.cross_entropy(logits, y)
+    loss.backward()
+    optimiser.step()
+    slots = optimiser.state_dict()["state"]
+    tensors = {f"net/{name}": value.clone() for name, value in begun.state_dict().items()}
+    tensors |= {f"optimiser/{i}/momentum_buffer": slot["momentum_buffer"].clone() for i, slot in slots.items()}
+    identity = {"recipe": wanted.canonical(), "seed": 5, "net": begun.description, "data": digits.sha256()}
+    hits = float((logits.argmax(1) == y).sum())
+    state = {
+        "steps": 4, "step": 1, "history": [], "best_epoch": 0, "val_accuracy": None,
+        "running": {"loss": 20 * loss.item(), "correct": hits, "n": 20.0},
+    }  # fmt: skip
+    metadata = {"identity": json.dumps(identity), "state": json.dumps(state)}
+    safetensors.torch.save_file(tensors, tmp_path / "checkpoint", metadata=metadata)
+
+    done: list[int] = []
+    found = train(
+        resumed, digits, wanted, seed=5, checkpoint=tmp_path / "checkpoint", progress=lambda step, *_: done.append(step)
+    )
+    assert done == [2, 3, 4], "it began anew"
+    assert (found.step, found.best_epoch) == (expected.step, expected.best_epoch)
+    for row, other in zip(found.history, expected.history, strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
+    for one, other in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("done", "text"),
+    [(10, ""), (11, ", 60 min left"), (13, ", 29 min left"), (60, ", 48 s left"), (100, "")],
+)
+def test_the_time_left_follows_from_the_steps_of_this_call(
+    done: int, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 60.0 if done > 11 else 40.449])
+    monkeypatch.setattr("robustbench_bio.training.steps.time.monotonic", lambda: next(clock))
+    assert Stopwatch(10).left(done, 100) == text
+
+
+def test_every_epoch_says_how_long_the_rest_will_take(digits: Examples) -> None:
+    lines: list[str] = []
+    train(build(MLP), digits, recipe(), progress=lambda _done, _total, line: lines.append(line))
+    assert lines[0] == ""
+    assert lines[-2].startswith("epoch 1/2: loss ")
+    assert lines[-2].endswith(" s left")
+    assert lines[-1].startswith("epoch 2/2: loss ")
+    assert "left" not in lines[-1]
 
 
 def test_another_seed_gives_other_weights(digits: Examples) -> None:
@@ -463,7 +527,7 @@ def test_every_step_draws_anew(digits: Examples, monkeypatch: pytest.MonkeyPatch
         return ExampleRng(seed, ids, tag)
 
     monkeypatch.setattr(training, "augment", augmented)
-    monkeypatch.setattr(training, "ExampleRng", streams)
+    monkeypatch.setattr(objective, "ExampleRng", streams)
     for seed in (0, 1):
         train(build(MLP), digits, recipe(adversary=PGD), seed=seed)
     steps = 2 * 2 * (len(split(digits.y, 0.2, 0)[0]) // 12)

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.parameters import at_least
-from robustbench_bio.search.base import ENGINES, Found, Task
+from robustbench_bio.core.progress import Progress
+from robustbench_bio.search.base import ENGINES, SearchResult, SearchTask
+from robustbench_bio.search.supernet.frozen import frozen
 from robustbench_bio.search.supernet.learning import SupernetEngine, SupernetSearch, frozen
-from robustbench_bio.training import loop as train
+from robustbench_bio.training.steps import precision_context
 
 #: From tensors to the gradients of one loss at the present weights, zeros where it does not depend on them.
-Gradient = Callable[[Sequence[Tensor]], list[Tensor]]
+LossGradient = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 @final
@@ -65,7 +67,7 @@ class Darts(SupernetEngine):
         super().__post_init__()
         at_least(alpha_lr=(self.alpha_lr, 0), alpha_weight_decay=(self.alpha_weight_decay, 0))
 
-    def search(self, task: Task, progress: train.Progress | None = None) -> Found:
+    def search(self, task: SearchTask, progress: Progress | None = None) -> SearchResult:
         if task.precision != "float32" and self.order == "second":
             raise UserError(
                 f"expected precision float32 for order second, got {task.precision}: its difference of two "
@@ -75,7 +77,7 @@ class Darts(SupernetEngine):
 
 
 class _DartsSearch(SupernetSearch[Darts]):
-    def __init__(self, task: Task, engine: Darts) -> None:
+    def __init__(self, task: SearchTask, engine: Darts) -> None:
         super().__init__(task, engine)
         self.adam = torch.optim.Adam(
             self.net.alphas, lr=engine.alpha_lr, betas=(0.5, 0.999), weight_decay=engine.alpha_weight_decay
@@ -87,8 +89,8 @@ class _DartsSearch(SupernetSearch[Darts]):
     def move_alphas(self, line: Callable[[str], None]) -> bool:
         del line
         exact = self.engine.alpha_grad == "exact"
-        held_out = self._gradient(self.batch(self.validation, "validation order", self.engine.batch_size), exact)
-        with self.unnoticed(), self.autocast():
+        held_out = self._gradient(self.validation_batch(), exact)
+        with self.frozen_statistics(), precision_context(self.task.precision, self.task.device):
             if self.engine.order == "first":
                 gradients = held_out(self.net.alphas)
             else:
@@ -110,7 +112,7 @@ class _DartsSearch(SupernetSearch[Darts]):
         self.adam.zero_grad(set_to_none=True)
         return True
 
-    def _gradient(self, batch: tuple[Tensor, Tensor], exact: bool) -> Gradient:
+    def _gradient(self, batch: tuple[Tensor, Tensor], exact: bool) -> LossGradient:
         x, y = batch
 
         def gradient(wanted: Sequence[Tensor]) -> list[Tensor]:
@@ -119,17 +121,17 @@ class _DartsSearch(SupernetSearch[Darts]):
             rules = contextlib.nullcontext() if exact else self.rules.attached(self.net)
             with frozen(others), rules:
                 loss = F.cross_entropy(self.net(x).float(), y)
-                found = torch.autograd.grad(loss, list(wanted), allow_unused=True)
-            return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found, strict=True)]
+                gradients = torch.autograd.grad(loss, list(wanted), allow_unused=True)
+            return [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, gradients, strict=True)]
 
         return gradient
 
 
 @torch.no_grad()
 def unrolled_gradient(
-    fit: Gradient,
-    held_out: Gradient,
-    look_ahead: Gradient,
+    fit: LossGradient,
+    held_out: LossGradient,
+    look_ahead: LossGradient,
     weights: Sequence[Tensor],
     alphas: Sequence[Tensor],
     momenta: Sequence[Tensor | None],
@@ -152,12 +154,14 @@ def unrolled_gradient(
         weight_decay: of that step.
     """
 
-    def with_grad(gradient: Gradient, wanted: Sequence[Tensor]) -> list[Tensor]:
+    def with_grad(gradient: LossGradient, wanted: Sequence[Tensor]) -> list[Tensor]:
         with torch.enable_grad():
             return gradient(wanted)
 
+    # Weights move in place, as a functional copy of a supernet would double its memory; `finally` restores every bit.
     before = [weight.clone() for weight in weights]
     try:
+        # w' is what SGD would make of w, written out: an optimiser's own step would change its momentum.
         steps = with_grad(look_ahead, weights)
         for weight, step, inertia in zip(weights, steps, momenta, strict=True):
             step.add_(weight, alpha=weight_decay)
@@ -166,6 +170,8 @@ def unrolled_gradient(
             weight.sub_(step, alpha=xi)
         both = with_grad(held_out, [*weights, *alphas])
         direction, direct = both[: len(weights)], both[len(weights) :]
+        # The step of the difference is as long as DARTS has it, whatever the gradient: R·‖v‖ = 0.01. With v = 0 the
+        # second term vanishes with it.
         length = torch.stack([v.norm() for v in direction]).norm().item()
         if length == 0:
             return direct

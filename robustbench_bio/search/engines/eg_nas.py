@@ -14,16 +14,12 @@ from torch import Tensor
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.parameters import at_least
+from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.nets.base import Inputs
-from robustbench_bio.records.base import Precision
-from robustbench_bio.records.space import Space
-from robustbench_bio.search.base import ENGINES, Found, Labelled, Task
-from robustbench_bio.search.executor import Scores, Work
-from robustbench_bio.search.fitness import clean_scores
+from robustbench_bio.search.base import ENGINES, Labelled, SearchResult, SearchTask
+from robustbench_bio.search.executors import CandidateScores
 from robustbench_bio.search.supernet.learning import SupernetEngine, SupernetSearch
-from robustbench_bio.search.supernet.supernet import Supernet
-from robustbench_bio.training import loop as train
+from robustbench_bio.search.supernet.scorer import SupernetScorer
 
 Vector = NDArray[np.float64]
 
@@ -102,11 +98,11 @@ class EgNas(SupernetEngine):
         """Return the step size of an exploration counted from 0."""
         return self.sigma if self.reference else max(self.sigma / (exploration + 1), self.sigma_min)
 
-    def search(self, task: Task, progress: train.Progress | None = None) -> Found:
+    def search(self, task: SearchTask, progress: Progress | None = None) -> SearchResult:
         return _EgSearch(task, self).run(progress)
 
 
-class Candidate(NamedTuple):
+class JudgedPoint(NamedTuple):
     """One candidate and how it was judged.
 
     Attributes:
@@ -137,7 +133,7 @@ def evolve(
     population: int,
     generations: int,
     seed: int,
-) -> Candidate | None:
+) -> JudgedPoint | None:
     """Minimise by sep-CMA-ES; return the best candidate of all generations, None once the judge gives up.
 
     Args:
@@ -148,8 +144,9 @@ def evolve(
         generations: so many.
         seed: of the draws, 0 to 2³² − 1.
     """
+    # Ask all, judge all, tell all: the judge may spread a generation over workers without a difference.
     strategy = SepCMA(mean, sigma, seed=seed, population_size=population)
-    best: Candidate | None = None
+    best: JudgedPoint | None = None
     for _ in range(generations):
         points = [strategy.ask() for _ in range(population)]
         values = judge(points)
@@ -158,38 +155,8 @@ def evolve(
         strategy.tell(list(zip(points, values, strict=True)))
         for point, value in zip(points, values, strict=True):
             if best is None or value < best.value:
-                best = Candidate(point, value)
+                best = JudgedPoint(point, value)
     return best
-
-
-@dataclass(frozen=True)
-class SupernetWork(Work):
-    """Scores weights of the edges on one batch, with batch norm by that batch's statistics.
-
-    A job is a float32 tensor [2, edges, primitives]: weights for normal and reduction cells.
-    """
-
-    space: Space
-    inputs: Inputs
-    channels: int
-    layers: int
-    weights: dict[str, Tensor]
-    batch: Labelled
-    device: str
-    precision: Precision
-
-    def prepare(self) -> Supernet:
-        with torch.random.fork_rng(devices=[]):  # initial weights, overwritten at once
-            net = Supernet(self.inputs, space=self.space, channels=self.channels, layers=self.layers)
-        net.load_state_dict(self.weights)
-        return net.to(self.device).train()
-
-    @torch.no_grad()
-    def score(self, prepared: Supernet, job: Tensor) -> Scores:
-        x, y = self.batch.to(self.device)
-        half = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with prepared.mixing(*job.to(self.device)), half:
-            return clean_scores(prepared(x.float() / 255), y)
 
 
 class _EgSearch(SupernetSearch[EgNas]):
@@ -200,11 +167,11 @@ class _EgSearch(SupernetSearch[EgNas]):
         epoch, index = divmod(self.step, self.epoch_steps)
         if index or epoch < self.engine.warm_start:
             return True
-        found = _Exploration(self, epoch - self.engine.warm_start, line).best()
-        if found is None:
+        targets = _Exploration(self, epoch - self.engine.warm_start, line).best()
+        if targets is None:
             return False
         with torch.no_grad():
-            for alpha, target in zip(self.net.alphas, found, strict=True):
+            for alpha, target in zip(self.net.alphas, targets, strict=True):
                 # A constant on an edge changes no softmax: without it the alphas do not drift.
                 goal = target if self.engine.reference else target - target.mean(1, keepdim=True) - alpha
                 alpha.add_(goal.to(alpha), alpha=self.engine.step)
@@ -230,26 +197,27 @@ class _Exploration:
         batch = Labelled(self.task.validation.x[rows], self.task.validation.y[rows])
         # Feedback of the rules is not needed: only outputs are compared.
         own = {k: v.cpu() for k, v in search.net.state_dict().items() if not k.startswith("rules.")}
-        self.work = SupernetWork(
+        self.scorer = SupernetScorer(
             self.task.space, self.task.inputs, self.task.channels, self.task.layers, own, batch, self.task.device,
             self.task.precision,
         )  # fmt: skip
+        # On the same batch as the candidates, or else the sign in `compound` would compare two samples of images.
         self.present_accuracy: float | None = None
 
     def best(self) -> Tensor | None:
         """Return what the alphas shall move to, [2, edges, primitives]; None if the deadline came first."""
         sigma = self.engine.sigma_at(self.number)
-        winners: list[Candidate] = []
+        winners: list[JudgedPoint] = []
         for repeat in range(self.engine.repeats):
             self.line(f"exploration {self.number + 1}, repeat {repeat + 1}/{self.engine.repeats}")
             generations = 1 if self.engine.reference else self.engine.generations
-            found = evolve(
+            winner = evolve(
                 self._judge, self._mean(), sigma=sigma, population=self.engine.population,
                 generations=generations, seed=self._seed(repeat),
             )  # fmt: skip
-            if found is None:
+            if winner is None:
                 return None
-            winners.append(found)
+            winners.append(winner)
         if not self.engine.reference:
             return self._shaped(min(winners, key=lambda winner: winner.value).point)
         twice = [self._edge_weights(winner.point).softmax(2) for winner in winners]
@@ -304,7 +272,7 @@ class _Exploration:
             for point, score in zip(points, scores, strict=True)
         ]
 
-    def _scores(self, weights: list[Tensor]) -> list[Scores] | None:
+    def _scores(self, weights: list[Tensor]) -> list[CandidateScores] | None:
         jobs = [w.float() for w in weights]
-        found = dict(self.task.executor.scores(self.work, jobs, self.task.deadline))
-        return [found[i] for i in range(len(jobs))] if len(found) == len(jobs) else None
+        scores = dict(self.task.executor.scores(self.scorer, jobs, self.task.deadline))
+        return [scores[i] for i in range(len(jobs))] if len(scores) == len(jobs) else None

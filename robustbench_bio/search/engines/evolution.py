@@ -11,8 +11,8 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.records.genotype import Genotype
-from robustbench_bio.search.base import ENGINES, Task
-from robustbench_bio.search.candidate_engine import CandidateEngine, Scored, named
+from robustbench_bio.search.base import ENGINES, SearchTask
+from robustbench_bio.search.candidate_engine import CandidateEngine, Scored, as_candidate
 from robustbench_bio.search.cells import mutate
 from robustbench_bio.search.engines.random_search import drawn
 
@@ -62,15 +62,15 @@ class Evolution(CandidateEngine):
     def total(self) -> int:
         return self.candidates
 
-    def propose(self, task: Task, history: Sequence[Scored]) -> list[Genotype]:
+    def propose(self, task: SearchTask, history: Sequence[Scored]) -> list[Genotype]:
         if len(history) < self.population:
             return [drawn(task, number) for number in range(len(history), self.population)]
         alive = history[-self.population :]
         return [self._child(task, alive, len(history) + i) for i in range(self.offspring)]
 
-    def _child(self, task: Task, alive: Sequence[Scored], number: int) -> Genotype:
+    def _child(self, task: SearchTask, alive: Sequence[Scored], number: int) -> Genotype:
         generator = torch_generator(task.seed, "child", number)
         competing = torch.randperm(len(alive), generator=generator)[: self.sample].tolist()
         parent = max((alive[i] for i in sorted(competing)), key=lambda scored: scored.fitness)
         child = mutate(parent.genotype, task.space, generator, name=task.name, source=task.source)
-        return named(task, child, number)
+        return as_candidate(task, child, number)

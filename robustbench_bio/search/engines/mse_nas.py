@@ -1,34 +1,29 @@
 """The engine mse-nas: evolution of motifs for spiking networks, with or without training."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from robustbench_bio import nets, rules
-from robustbench_bio.core.errors import DivergedError, UserError
+from robustbench_bio.attacks.base import at_least
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.parameters import at_least
+from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.datasets.base import Examples
-from robustbench_bio.nets.base import Inputs
-from robustbench_bio.nets.cost import parameters
 from robustbench_bio.records.base import Record
 from robustbench_bio.records.card import Recipe
 from robustbench_bio.records.motif_space import MotifSpace
 from robustbench_bio.records.motifs import Coding, MotifGenotype, reduction_cells
-from robustbench_bio.search.base import ENGINES, Engine, Found, Labelled, Task
-from robustbench_bio.search.executor import Scores, Work
-from robustbench_bio.search.motifs import rdm
+from robustbench_bio.search.base import ENGINES, Engine, SearchResult, SearchTask
+from robustbench_bio.search.executors import CandidateScores
 from robustbench_bio.search.motifs.fitness import MotifFitness
+from robustbench_bio.search.motifs.genetic import Algorithm, GeneticAlgorithm
 from robustbench_bio.search.motifs.genome import Bounds, Genome, GenomeCode
-from robustbench_bio.training import checkpoint
-from robustbench_bio.training import loop as train
+from robustbench_bio.search.motifs.scorer import MotifScorer
+from robustbench_bio.search.score_table import ScoreTable
 
 
 @final
@@ -72,7 +67,7 @@ class MseNas(Engine[MotifSpace]):
     population: int = 50
     offspring: int = 50
     generations: int = 100
-    algorithm: Literal["ga", "nsga2"] = "ga"
+    algorithm: Algorithm = "ga"
     bounds: Bounds = "clean"
     steps: int = 10
     coding: Coding = "direct"
@@ -92,80 +87,28 @@ class MseNas(Engine[MotifSpace]):
     def read_fitness(cls, text: str) -> MotifFitness:
         return MotifFitness.read(text)
 
-    def search(self, task: Task[MotifSpace], progress: train.Progress | None = None) -> Found:
-        return _Evolution(task, self).run(progress)
+    def search(self, task: SearchTask[MotifSpace], progress: Progress | None = None) -> SearchResult:
+        return _MotifSearch(task, self).run(progress or silent)
 
-    def work(self, task: Task[MotifSpace]) -> "MotifWork":
+    def scorer(self, task: SearchTask[MotifSpace]) -> MotifScorer:
         """Return what scores a genotype in a search of this task; raises `UserError` as the search does."""
-        return _Evolution(task, self).work
+        return _MotifSearch(task, self).scorer
 
     def network_changes(self) -> str:
         coding = f" --set net.coding={self.coding}" if self.coding != "direct" else ""
         return f" --set net.steps={self.steps}{coding} --set recipe.optimiser=adamw --set recipe.lr={self.lr:g}"
 
 
-class _Prepared(NamedTuple):
-    stimuli: list[Tensor]
-    examples: Examples
-
-
-@dataclass(frozen=True)
-class MotifWork(Work):
-    """Scores a genotype of motifs: what its untrained network does with stimuli, or what it learns in some epochs.
-
-    Every candidate starts from the same seed, so that its scores are a function of its motifs alone. Stimuli are
-    the same for all, drawn from the fit half; that half also trains, the other judges.
-    """
-
-    inputs: Inputs
-    channels: int
-    engine: MseNas
-    fitness: MotifFitness
-    fit: Labelled
-    validation: Labelled
-    recipe: Recipe
-    seed: int
-    device: str
-
-    def prepare(self) -> _Prepared:
-        size = min(self.engine.batch_size, len(self.fit.y))
-        order = torch.randperm(len(self.fit.y), generator=torch_generator(self.seed, "stimuli"))
-        chosen = order.repeat(1 + self.engine.batches * size // len(order))[: self.engine.batches * size]
-        stimuli = [(self.fit.x[rows].float() / 255).to(self.device) for rows in torch.split(chosen, size)]
-        return _Prepared(stimuli, Examples(self.fit.x.numpy(), self.fit.y.numpy(), np.arange(len(self.fit.y))))
-
-    def score(self, prepared: _Prepared, job: MotifGenotype) -> Scores:
-        net = nets.build(
-            "motifs", self.inputs, seed=self.seed, genotype=job, channels=self.channels, steps=self.engine.steps,
-            coding=self.engine.coding,
-        ).to(self.device)  # fmt: skip
-        sahd = any(term.name == "sahd" for term in self.fitness.terms)
-        scores = rdm.measure(net, prepared.stimuli, self.fitness.metrics, sahd=sahd)
-        scores = {**scores, "spikes": scores["spikes"] / 1000, "parameters": parameters(net) / 1000}
-        if self.fitness.trains:
-            name = next(term.name for term in self.fitness.terms if term.name.startswith("trained"))
-            scores[name] = self._trained(net, prepared.examples)
-        return scores
-
-    def _trained(self, net: nets.Net, examples: Examples) -> float:
-        rules.attach(net, "bp", seed=self.seed)
-        try:
-            train.train(net, examples, self.recipe, seed=self.seed, device=self.device)
-        except DivergedError:
-            return 0.0
-        return train.accuracy(net, *self.validation.to(self.device))
-
-
 class _Scored(NamedTuple):
     genome: Genome
     generation: int
-    scores: Scores
+    scores: CandidateScores
 
 
-class _Evolution:
+class _MotifSearch:
     """One search. A continued one runs through the generations again, with the scores that it has kept."""
 
-    def __init__(self, task: Task[MotifSpace], engine: MseNas) -> None:
+    def __init__(self, task: SearchTask[MotifSpace], engine: MseNas) -> None:
         if not isinstance(task.fitness, MotifFitness):
             raise UserError(f"expected a fitness of spiking networks, got {task.fitness}: take MotifFitness")
         if task.precision != "float32":
@@ -178,110 +121,80 @@ class _Evolution:
         self.reductions = reduction_cells(task.layers, engine.coding)
         if len(self.reductions) == task.layers:
             raise UserError(f"expected layers >= 4 for motifs, got {task.layers}: every cell would halve the map")
+        self.scorer = self._scorer(task.fitness)
+        self.table = ScoreTable(task, engine, self.scorer)
+        self.history: list[_Scored] = []
+        self._canonicals: dict[Genome, Genome] = {}
+
+    def _scorer(self, fitness: MotifFitness) -> MotifScorer:
+        task, engine = self.task, self.engine
         recipe = Recipe(
-            epochs=self.fitness.epochs(engine.epochs), batch_size=min(64, len(task.fit.y)), optimiser="adamw",
+            epochs=fitness.epochs(engine.epochs), batch_size=min(64, len(task.fit.y)), optimiser="adamw",
             lr=engine.lr, weight_decay=0.01, init="network", crop=task.crop, flip=task.flip, val_fraction=0,
             select="last",
         )  # fmt: skip
-        self.work = MotifWork(
-            task.inputs, task.channels, engine, self.fitness, task.fit, task.validation, recipe, task.seed, task.device
-        )
-        self.known: dict[str, Scores] = {}
-        self.history: list[_Scored] = []
-        self._canonicals: dict[Genome, Genome] = {}
-        self._identity = task.identity(engine)
+        return MotifScorer(
+            inputs=task.inputs, channels=task.channels, steps=engine.steps, coding=engine.coding,
+            batches=engine.batches, batch_size=engine.batch_size, fitness=fitness, fit=task.fit,
+            validation=task.validation, recipe=recipe, seed=task.seed, device=task.device,
+        )  # fmt: skip
 
-    def run(self, progress: train.Progress | None) -> Found:
-        saved = checkpoint.restore(self.task.checkpoint, self._identity, "cpu")
-        if saved is not None:
-            self.known = saved.state["known"]
+    def run(self, progress: Progress) -> SearchResult:
+        self.table.restore()
         algorithm = self._algorithm()
         generation, finished = 0, True
         while algorithm.has_next():
             generation += 1
-            asked = algorithm.ask()
-            genomes = [self._canonical(row) for row in asked.get("X")]
+            genomes = [self._canonical(genome) for genome in algorithm.ask()]
             finished = self._score(genomes, generation, progress)
             for genome in genomes:
-                if _key(genome) not in self.known:
+                if _key(genome) not in self.table:
                     break
-                self.history.append(_Scored(genome, generation, self.known[_key(genome)]))
+                self.history.append(_Scored(genome, generation, self.table[_key(genome)]))
             if not finished:
                 break
-            self._tell(algorithm, asked, genomes)
-        self._save()
-        return self._found(finished)
+            algorithm.tell([self._objectives(self.table[_key(genome)]) for genome in genomes])
+        self.table.save()
+        return self._result(finished)
 
-    def _algorithm(self) -> Any:
-        from pymoo.algorithms.moo.nsga2 import NSGA2
-        from pymoo.algorithms.soo.nonconvex.ga import GA
-        from pymoo.core.duplicate import ElementwiseDuplicateElimination
-        from pymoo.core.problem import Problem
-        from pymoo.operators.crossover.pntx import TwoPointCrossover
-        from pymoo.operators.mutation.pm import PM
-        from pymoo.operators.repair.rounding import RoundingRepair
-        from pymoo.operators.sampling.rnd import IntegerRandomSampling
-
-        lower, upper = np.array(self.code.lower), np.array(self.code.upper)
-        several = self.engine.algorithm == "nsga2"
-        problem = Problem(
-            n_var=self.code.length, n_obj=len(self.fitness.terms) if several else 1, xl=lower, xu=upper, vtype=int
+    def _algorithm(self) -> GeneticAlgorithm:
+        engine = self.engine
+        return GeneticAlgorithm(
+            engine.algorithm,
+            self.code,
+            self._canonical,
+            objectives=len(self.fitness.terms) if engine.algorithm == "nsga2" else 1,
+            population=engine.population,
+            offspring=engine.offspring,
+            generations=engine.generations,
+            seed=torch_generator(self.task.seed, "mse-nas").initial_seed() % 2**32,
         )
-        algorithm = (NSGA2 if several else GA)(
-            pop_size=self.engine.population,
-            n_offsprings=self.engine.offspring,
-            sampling=IntegerRandomSampling(),
-            crossover=TwoPointCrossover(),
-            mutation=PM(eta=3, prob_var=1 / self.code.length, vtype=float, repair=RoundingRepair()),
-            eliminate_duplicates=ElementwiseDuplicateElimination(
-                cmp_func=lambda one, other: self._canonical(one.X) == self._canonical(other.X)
-            ),
-        )
-        seed = torch_generator(self.task.seed, "mse-nas").initial_seed() % 2**32
-        algorithm.setup(problem, termination=("n_gen", self.engine.generations), seed=seed, verbose=False)
-        return algorithm
 
-    def _canonical(self, row: NDArray[np.int64]) -> Genome:
-        """Return the canonical genome of a row; kept, as the search for duplicates asks for each again and again."""
-        genes = tuple(row.tolist())
-        if genes not in self._canonicals:
-            self._canonicals[genes] = self.code.canonical(genes, self.reductions)
-        return self._canonicals[genes]
+    def _canonical(self, genome: Genome) -> Genome:
+        """Return the canonical genome; kept, as the search for duplicates asks for each again and again."""
+        if genome not in self._canonicals:
+            self._canonicals[genome] = self.code.canonical(genome, self.reductions)
+        return self._canonicals[genome]
 
-    def _tell(self, algorithm: Any, asked: Any, genomes: Sequence[Genome]) -> None:
-        from pymoo.core.evaluator import Evaluator
-        from pymoo.problems.static import StaticProblem
-
-        rows = [self._objectives(self.known[_key(genome)]) for genome in genomes]
-        Evaluator().eval(StaticProblem(algorithm.problem, F=-np.array(rows)), asked)
-        algorithm.tell(infills=asked)
-
-    def _objectives(self, scores: Scores) -> list[float]:
+    def _objectives(self, scores: CandidateScores) -> list[float]:
         if self.engine.algorithm == "nsga2":
             return self.fitness.objectives(scores)
         return [self.fitness.value(scores)]
 
-    def _score(self, genomes: Sequence[Genome], generation: int, progress: train.Progress | None) -> bool:
-        """Score the genomes that are not known yet; false if the deadline came first."""
-        fresh = {_key(genome): genome for genome in genomes if _key(genome) not in self.known}
-        keys, saved = list(fresh), time.monotonic()
-        jobs = [self.code.decode(genome, name="candidate", source="") for genome in fresh.values()]
+    def _score(self, genomes: Sequence[Genome], generation: int, progress: Progress) -> bool:
+        """Score a generation; false if the deadline came first."""
+        jobs = {_key(genome): self.code.decode(genome, name="candidate", source="") for genome in genomes}
+        before = len(self.history) + len(genomes) - len(jobs)
         total = self.engine.population + (self.engine.generations - 1) * self.engine.offspring
-        done = len(self.history) + len(genomes) - len(fresh)
-        if jobs and not self.task.expired():
-            for place, scores in self.task.executor.scores(self.work, jobs, self.task.deadline):
-                self.known[keys[place]] = scores
-                done += 1
-                if time.monotonic() - saved > train.CHECKPOINT_SECONDS:
-                    self._save()
-                    saved = time.monotonic()
-                if progress:
-                    progress(done, total, f"generation {generation}: fitness {self.fitness.value(scores):.4f}")
-        return all(key in self.known for key in keys)
 
-    def _found(self, finished: bool) -> Found:
+        def report(done: int, scores: CandidateScores) -> None:
+            progress(before + done, total, f"generation {generation}: fitness {self.fitness.value(scores):.4f}")
+
+        return self.table.score(jobs, report)
+
+    def _result(self, finished: bool) -> SearchResult:
         if not self.history:
-            return Found(None, [], finished)
+            return SearchResult(None, [], finished)
         several = self.engine.algorithm == "nsga2"
         first = {one.genome: i for i, one in reversed(list(enumerate(self.history)))}
         values = np.array([self._objectives(one.scores) for one in self.history])
@@ -297,15 +210,12 @@ class _Evolution:
             | one.scores
             for i, one in enumerate(self.history)
         ]
-        made = tuple(self._genotype(i, f"{self.task.name}-{i + 1}") for i in front)
-        return Found(self._genotype(best, self.task.name), trace, finished, made)
+        genotypes = tuple(self._genotype(i, f"{self.task.name}-{i + 1}") for i in front)
+        return SearchResult(self._genotype(best, self.task.name), trace, finished, genotypes)
 
     def _genotype(self, i: int, name: str) -> MotifGenotype:
         source = f"{self.task.source} Fitness {self.fitness}, {self.engine.algorithm}. Candidate {i + 1}."
         return self.code.decode(self.history[i].genome, name=name, source=source)
-
-    def _save(self) -> None:
-        checkpoint.save(self.task.checkpoint, self._identity, checkpoint.Saved({"known": self.known}, {}))
 
 
 def _key(genome: Genome) -> str:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, final
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.records.genotype import Genotype
-from robustbench_bio.search.base import ENGINES, Task
-from robustbench_bio.search.candidate_engine import CandidateEngine, Scored, named
+from robustbench_bio.search.base import ENGINES, SearchTask
+from robustbench_bio.search.candidate_engine import CandidateEngine, Scored, as_candidate
 from robustbench_bio.search.cells import draw_genotype
 
 
@@ -40,11 +40,11 @@ class RandomSearch(CandidateEngine):
     def total(self) -> int:
         return self.candidates
 
-    def propose(self, task: Task, history: Sequence[Scored]) -> list[Genotype]:
+    def propose(self, task: SearchTask, history: Sequence[Scored]) -> list[Genotype]:
         return [drawn(task, number) for number in range(len(history), self.candidates)]
 
 
-def drawn(task: Task, number: int) -> Genotype:
+def drawn(task: SearchTask, number: int) -> Genotype:
     """Return the genotype that a task's seed draws for candidate `number`, counted from 0."""
     generator = torch_generator(task.seed, "genotype", number)
-    return named(task, draw_genotype(task.space, generator, name=task.name, source=task.source), number)
+    return as_candidate(task, draw_genotype(task.space, generator, name=task.name, source=task.source), number)

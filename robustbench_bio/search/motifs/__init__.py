@@ -1,1 +1,1 @@
-"""Searching circuits of motifs for spiking networks."""
+"""Searching motifs for spiking networks: genomes, their evolution, their scores; may be added: another measure."""

@@ -8,7 +8,7 @@ from typing import Self, final
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.search.fitness import Fitness, Term, parse_weight
-from robustbench_bio.search.motifs.rdm import SINGULAR, check
+from robustbench_bio.search.motifs.rdm import SINGULAR, check_metric
 
 SYNTAX = "terms such as rdm=1,rdm:cosine=0.5,sahd=0.001,trained:10=1,spikes=0.01,parameters=0.01"
 
@@ -75,7 +75,7 @@ def _term(text: str) -> Term:
     if kind not in KINDS:
         raise UserError(f"{unknown('term of a fitness', kind, list(KINDS))}; a fitness is {SYNTAX}")
     if kind == "rdm":
-        return Term(f"rdm:{check(rest if colon else METRIC)}", value)
+        return Term(f"rdm:{check_metric(rest if colon else METRIC)}", value)
     if kind == "trained" and colon:
         if not re.fullmatch(r"[1-9][0-9]{0,3}", rest):
             raise UserError(f"expected trained:EPOCHS with 1 to 9999 epochs, got {text!r}")

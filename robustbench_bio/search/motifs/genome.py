@@ -110,8 +110,8 @@ class GenomeCode:
         if genotype.genome and len(genotype.genome) == self.length:
             genes = self.check(genotype.genome)
         else:
-            found = [self._encoded(cell) for cell in genotype.cells]
-            genes = self.check([gene for block in found for gene in block] + [genotype.inputs])
+            blocks = [self._encoded(cell) for cell in genotype.cells]
+            genes = self.check([gene for block in blocks for gene in block] + [genotype.inputs])
         if self.decode(genes, name="x", source="").cells != genotype.cells:
             raise UserError(f"expected motifs of the space {self.space.name} in {genotype.name}, only their kernels "
                             f"changed ({self.bounds} bounds), got others: no genome stands for them")  # fmt: skip
@@ -129,15 +129,15 @@ class GenomeCode:
 
     def active(self, genome: Sequence[int], reductions: frozenset[int]) -> frozenset[int]:
         """Return the places of the genes that decide something: all others are inert."""
-        found = {self.length - 1}
+        places = {self.length - 1}
         for cell, block in enumerate(self._blocks(genome)):
             if cell in reductions:
                 continue
             motif = self._motifs[genome[-1], block[0]]
-            found |= {BLOCK * cell + offset for offset in (0, *_conv_places(motif))}
+            places |= {BLOCK * cell + offset for offset in (0, *_conv_places(motif))}
             if any(parse_link(op).kernel for op, _ in motif.feedback):
-                found.add(BLOCK * cell + _feedback_place(motif))
-        return frozenset(found)
+                places.add(BLOCK * cell + _feedback_place(motif))
+        return frozenset(places)
 
     def _blocks(self, genome: Sequence[int]) -> Iterator[Sequence[int]]:
         for cell in range(self.layers):

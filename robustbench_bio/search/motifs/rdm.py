@@ -54,13 +54,14 @@ def _jaccard(spikes: Tensor) -> Tensor:
 
 def _angle(x: Tensor) -> Tensor:
     """Return 1 − cosine of rows; two rows of zeros are the same, one of them alone is like nothing else."""
+    # A row of zeros has no direction. Centred rates are zero up to rounding only, hence a bound that grows like it.
     norms = x.norm(dim=1)
     empty = norms <= 1e-12 * max(1.0, x.shape[1] ** 0.5)
     unit = x / norms.masked_fill(empty, 1)[:, None]
     unit = unit.masked_fill(empty[:, None], 0)
-    distance = (1 - unit @ unit.T).clamp(0, 2)
-    found: Tensor = distance.masked_fill(empty[:, None] & empty[None, :], 0)
-    return found
+    distance: Tensor = (1 - unit @ unit.T).clamp(0, 2)
+    silent: Tensor = empty[:, None] & empty[None, :]
+    return distance.masked_fill(silent, 0)
 
 
 def _cosine(spikes: Tensor) -> Tensor:
@@ -101,15 +102,15 @@ def dissimilarity(spikes: Tensor, metric: str) -> Tensor:
     Raises:
         UserError: unknown metric, fewer than two stimuli, or no time step.
     """
-    check(metric)
+    check_metric(metric)
     if spikes.ndim < 3 or spikes.shape[0] < 1 or spikes.shape[1] < 2:
         raise UserError(f"expected spikes [steps >= 1, stimuli >= 2, neurons], got {list(spikes.shape)}")
-    found = METRICS[metric](spikes)
+    matrix = METRICS[metric](spikes)
     # Products of matrices are symmetric up to rounding only.
-    return ((found + found.T) / 2).fill_diagonal_(0)
+    return ((matrix + matrix.T) / 2).fill_diagonal_(0)
 
 
-def check(metric: str) -> str:
+def check_metric(metric: str) -> str:
     """Return the name of a metric; raises `UserError` for an unknown one."""
     if metric not in KNOWN:
         raise UserError(unknown("metric of rdm", metric, list(KNOWN)))
@@ -164,10 +165,12 @@ class _Sums:
 
     def __call__(self, _layer: nn.Module, _args: object, spikes: Tensor) -> None:
         self.spikes += spikes.sum().item() / spikes.shape[1]
+        # A layer that answers the same to all stimuli tells none apart. Pearson's and the sum in float64 would give it
+        # rounding noise, `released` its 1e-6.
         alive = bool((spikes != spikes[:, :1]).any())
         self.alive.append(alive)
-        for metric, found in self.scores.items():
-            found.append(mean_off_diagonal(dissimilarity(spikes, metric)) if alive else 0.0)
+        for metric, values in self.scores.items():
+            values.append(mean_off_diagonal(dissimilarity(spikes, metric)) if alive else 0.0)
         if "released" in self.metrics:
             self.old.append(released_sum(spikes))
             self.steps += len(spikes)
@@ -176,19 +179,19 @@ class _Sums:
 
     def totals(self) -> dict[str, float]:
         answers = bool(self.alive) and self.alive[-1]
-        found = {
+        totals = {
             f"rdm:{metric}": sum(values) / len(values) if answers else 0.0 for metric, values in self.scores.items()
         }
         if self.old:
-            found["rdm:released"] = (torch.stack(self.old).sum() / self.steps).item()
+            totals["rdm:released"] = (torch.stack(self.old).sum() / self.steps).item()
         if self.kernels:
             sign, log = torch.linalg.slogdet(torch.stack(self.kernels).mean(0))
-            found["sahd"] = log.item() if sign > 0 and bool(log.isfinite()) else SINGULAR
-        return found | {"spikes": self.spikes, "dead": 1 - sum(self.alive) / max(1, len(self.alive))}
+            totals["sahd"] = log.item() if sign > 0 and bool(log.isfinite()) else SINGULAR
+        return totals | {"spikes": self.spikes, "dead": 1 - sum(self.alive) / max(1, len(self.alive))}
 
 
 @torch.no_grad()
-def measure(
+def spike_scores(
     net: nn.Module, stimuli: Sequence[Tensor], metrics: Sequence[str] = ("hamming",), *, sahd: bool = False
 ) -> dict[str, float]:
     """Return what a spiking network's layers do with stimuli, without training; the network stays as it is.
@@ -210,13 +213,13 @@ def measure(
         UserError: unknown metric, or a network without spiking layers.
     """
     for metric in metrics:
-        check(metric)
+        check_metric(metric)
     layers = [module for module in net.modules() if isinstance(module, LIF)]
     if not layers:
         raise UserError(f"expected a network with LIF layers for a fitness of spikes, got a {type(net).__name__}")
     buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
     modes = [(module, module.training) for module in net.modules()]
-    found: list[dict[str, float]] = []
+    batches: list[dict[str, float]] = []
     try:
         net.train()
         for x in stimuli:
@@ -227,10 +230,10 @@ def measure(
             finally:
                 for hook in hooks:
                     hook.remove()
-            found.append(sums.totals())
+            batches.append(sums.totals())
     finally:
         for module, training in modes:
             module.training = training
-        for buffer, kept in buffers:
-            buffer.copy_(kept)
-    return {name: sum(row[name] for row in found) / len(found) for name in found[0]}
+        for buffer, copy in buffers:
+            buffer.copy_(copy)
+    return {name: sum(row[name] for row in batches) / len(batches) for name in batches[0]}

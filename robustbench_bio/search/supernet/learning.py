@@ -1,10 +1,8 @@
 """What engines share that train one supernet: its weights, its checkpoint, its trace."""
 
-import contextlib
 import math
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -13,17 +11,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_bio import rules
-from robustbench_bio.core.errors import DivergedError, UserError
+from robustbench_bio.attacks.base import at_least
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.parameters import at_least
+from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.records.card import Recipe
 from robustbench_bio.rules import LayerRules, RuleOptions
-from robustbench_bio.search.base import Engine, Found, Labelled, Task
+from robustbench_bio.search.base import Engine, Labelled, SearchResult, SearchTask
 from robustbench_bio.search.cells import discretise
+from robustbench_bio.search.supernet.frozen import FrozenStatistics, frozen
 from robustbench_bio.search.supernet.supernet import Supernet
-from robustbench_bio.training import checkpoint
-from robustbench_bio.training import loop as train
 from robustbench_bio.training.augmentation import augment
+from robustbench_bio.training.checkpoint import in_part, load_optimiser, optimiser_tensors
+from robustbench_bio.training.steps import (
+    BatchOrder,
+    Stopwatch,
+    Tally,
+    accuracy,
+    cosine,
+    learned_parameters,
+    precision_context,
+    require_finite,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +66,10 @@ class SupernetEngine(Engine):
 
     def learning_rate(self, epoch: int) -> float:
         """Return the weights' learning rate in an epoch counted from 0: `lr` in the first, a cosine to `min_lr`."""
-        return self.min_lr + (self.lr - self.min_lr) * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        return cosine(self.lr, self.min_lr, math.pi * epoch / self.epochs)
 
 
-def supernet(task: Task) -> Supernet:
+def build_supernet(task: SearchTask) -> Supernet:
     """Return the supernet of a task with its rules, weights drawn from their one law, alphas 1e-3·N(0, 1)."""
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would also seed the GPUs, which fork_rng is told not to restore.
@@ -69,55 +79,6 @@ def supernet(task: Task) -> Supernet:
     rules.initialise(net, RuleOptions(), task.seed)
     net.draw_alphas(torch_generator(task.seed, "alphas"))
     return net.to(task.device)
-
-
-@contextlib.contextmanager
-def frozen(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Spare backward passes the gradients of these tensors for the duration of the block."""
-    learning = [tensor for tensor in tensors if tensor.requires_grad]
-    for tensor in learning:
-        tensor.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for tensor in learning:
-            tensor.requires_grad_(True)
-
-
-class Unnoticed:
-    """Lets passes in train mode leave no trace in a network; batch norm still uses the batch's statistics.
-
-    Args:
-        net: the network.
-        ruled: names of the layers under rules; they are told that nobody trains, so that Hebbian rules do not
-            count what they see.
-    """
-
-    def __init__(self, net: nn.Module, ruled: Iterable[str]) -> None:
-        norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
-        self._buffers = [buffer for norm in norms for buffer in norm.buffers()]
-        self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
-        self._layers = [net.get_submodule(name) for name in ruled]
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Restore batch norm's running statistics after the block."""
-        modes = [layer.training for layer in self._layers]
-        _copy(self._kept, self._buffers)
-        for layer in self._layers:
-            layer.training = False
-        try:
-            yield
-        finally:
-            _copy(self._buffers, self._kept)
-            for layer, mode in zip(self._layers, modes, strict=True):
-                layer.training = mode
-
-
-@torch.no_grad()
-def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-    if targets:
-        torch._foreach_copy_(targets, sources)  # a supernet has thousands
 
 
 E = TypeVar("E", bound=SupernetEngine)
@@ -131,24 +92,27 @@ class SupernetSearch(ABC, Generic[E]):
         engine: hyper-parameters.
     """
 
-    def __init__(self, task: Task, engine: E) -> None:
+    def __init__(self, task: SearchTask, engine: E) -> None:
         self.task, self.engine = task, engine
-        self.net = supernet(task)
+        self.net = build_supernet(task)
         assert isinstance(self.net.rules, LayerRules)  # noqa: S101
         self.rules: LayerRules = self.net.rules
         self.fit, self.validation = task.fit.to(task.device), task.validation.to(task.device)
         self.epoch_steps = max(1, len(self.fit.y) // engine.batch_size)
         self.steps = engine.epochs * self.epoch_steps
-        local = {id(p) for p in self.rules.local_parameters(self.net)}
-        self.learned = [p for p in self.net.parameters() if id(p) not in local]
+        self.fit_order, self.validation_order = (
+            BatchOrder(len(part.y), engine.batch_size, self.epoch_steps, task.seed, purpose)
+            for part, purpose in ((self.fit, "order"), (self.validation, "validation order"))
+        )
+        self.learned = learned_parameters(self.net, self.rules)
         self.optimiser = torch.optim.SGD(
             self.learned, lr=engine.lr, momentum=engine.momentum, weight_decay=engine.weight_decay, foreach=True
         )
-        self.unnoticed = Unnoticed(self.net, self.rules.assignment)
+        self.frozen_statistics = FrozenStatistics(self.net, self.rules.assignment)
         self.step = 0
         self.trace: list[dict[str, float]] = []
-        self.running = {"loss": 0.0, "correct": 0.0, "n": 0.0}
-        self._identity = task.identity(engine)
+        self.tally = Tally(task.device)
+        self.checkpoint = task.open_checkpoint(engine)
         self._augmentation = Recipe(crop=task.crop, flip=task.flip)
 
     @abstractmethod
@@ -159,74 +123,61 @@ class SupernetSearch(ABC, Generic[E]):
     def alpha_optimiser(self) -> torch.optim.Optimizer | None:
         """Return the optimiser of the alphas, whose state belongs into the checkpoint."""
 
-    def run(self, progress: train.Progress | None) -> Found:
+    def run(self, progress: Progress | None) -> SearchResult:
         """Search until the last epoch or the deadline."""
+        progress = progress or silent
         self._restore()
-        saved = time.monotonic()
         self.net.train()
-        said = ""
+        epoch_line, watch = "", Stopwatch(self.step)
 
         def line(text: str) -> None:
-            if progress:
-                progress(self.step, self.steps, text or said)
+            progress(self.step, self.steps, text or epoch_line)
 
         while self.step < self.steps and not self.task.expired():
             if not self.move_alphas(line):
                 break
             self._learn()
             if self.step % self.epoch_steps == 0:
-                said = self._end_epoch()
-            if time.monotonic() - saved > train.CHECKPOINT_SECONDS:
+                epoch_line = self._end_epoch() + watch.left(self.step, self.steps)
+            if self.checkpoint.due:
                 self._save()
-                saved = time.monotonic()
-            line(said)
+            line(epoch_line)
         self._save()
         normal, reduce = self.net.alphas
         genotype = discretise(self.task.space, normal, reduce, name=self.task.name, source=self.task.source)
-        return Found(genotype, self.trace, self.step >= self.steps)
-
-    def batch(self, part: Labelled, purpose: str, size: int) -> tuple[Tensor, Tensor]:
-        """Return the batch of the present step, x [n, C, H, W] in [0, 1] and y [n], in a new order each epoch."""
-        epoch, index = divmod(self.step, self.epoch_steps)
-        order = torch.randperm(len(part.y), generator=torch_generator(self.task.seed, purpose, epoch))
-        first = index * size % len(order)
-        rows = torch.cat([order, order])[first : first + min(size, len(order))].to(part.y.device)
-        return part.x[rows].float() / 255, part.y[rows]
+        return SearchResult(genotype, self.trace, self.step >= self.steps)
 
     def fit_batch(self) -> tuple[Tensor, Tensor]:
-        """Return the augmented batch that weights learn from in the present step."""
-        x, y = self.batch(self.fit, "order", self.engine.batch_size)
+        """Return what weights learn from in the present step: augmented x [n, C, H, W] in [0, 1], and y [n]."""
+        x, y = self._batch(self.fit, self.fit_order)
         return augment(x, self._augmentation, torch_generator(self.task.seed, "augment", self.step)), y
 
-    def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Return the context of forward and backward passes."""
-        if self.task.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(torch.device(self.task.device).type, dtype=torch.bfloat16)
+    def validation_batch(self) -> tuple[Tensor, Tensor]:
+        """Return what alphas learn from in the present step: x [n, C, H, W] in [0, 1], not augmented, and y [n]."""
+        return self._batch(self.validation, self.validation_order)
+
+    def _batch(self, part: Labelled, order: BatchOrder) -> tuple[Tensor, Tensor]:
+        rows = order.batch(self.step).to(part.y.device)
+        return part.x[rows].float() / 255, part.y[rows]
 
     def _learn(self) -> None:
         x, y = self.fit_batch()
-        seen: list[Tensor] = []
+        losses: list[Tensor] = []
 
         def loss(logits: Tensor) -> Tensor:
-            seen.append(F.cross_entropy(logits.float(), y, reduction="none"))
-            return seen[-1]
+            losses.append(F.cross_entropy(logits.float(), y, reduction="none"))
+            return losses[-1]
 
         for group in self.optimiser.param_groups:
             group["lr"] = self.engine.learning_rate(self.step // self.epoch_steps)
         self.optimiser.zero_grad(set_to_none=True)
-        with frozen(self.net.alphas), self.autocast():
+        with frozen(self.net.alphas), precision_context(self.task.precision, self.task.device):
             logits = self.rules.backward(self.net, x, loss)
-        if not torch.isfinite(seen[-1]).all():
-            raise DivergedError(
-                f"the search diverged at step {self.step + 1}: the loss is not finite; try a smaller lr"
-            )
+        require_finite(losses[-1], f"the search diverged at step {self.step + 1}: the loss is not finite")
         nn.utils.clip_grad_norm_(self.learned, self.engine.grad_clip)
         self.optimiser.step()
         self.rules.step(self.net)
-        self.running["loss"] += seen[-1].sum().item()
-        self.running["correct"] += (logits.argmax(1) == y).sum().item()
-        self.running["n"] += len(y)
+        self.tally.add(losses[-1].detach(), logits, y)
         self.step += 1
 
     def _end_epoch(self) -> str:
@@ -234,39 +185,35 @@ class SupernetSearch(ABC, Generic[E]):
         row = {
             "epoch": float(epoch),
             "lr": self.optimiser.param_groups[0]["lr"],
-            "train_loss": self.running["loss"] / self.running["n"],
-            "train_accuracy": self.running["correct"] / self.running["n"],
-            "val_accuracy": train.accuracy(self.net, *self.validation),
+            **self.tally.close_epoch(),
+            "val_accuracy": accuracy(self.net, *self.validation),
         }
         for kind, alpha in zip(("normal", "reduce"), self.net.alphas, strict=True):
             row[f"entropy_{kind}"] = entropy(alpha)
         self.trace.append(row)
-        self.running = dict.fromkeys(self.running, 0.0)
         return f"epoch {epoch}/{self.engine.epochs}: loss {row['train_loss']:.3f}, val {row['val_accuracy']:.3f}"
 
     def _save(self) -> None:
-        tensors = {f"net/{name}": value for name, value in self.net.state_dict().items()}
-        tensors |= {f"alphas/{i}": alpha for i, alpha in enumerate(self.net.alphas)}
-        tensors |= checkpoint.optimiser_tensors("weights", self.optimiser)
+        tensors = in_part("net", self.net.state_dict())
+        tensors |= in_part("alphas", {str(i): alpha for i, alpha in enumerate(self.net.alphas)})
+        tensors |= in_part("weights", optimiser_tensors(self.optimiser))
         if (second := self.alpha_optimiser()) is not None:
-            tensors |= checkpoint.optimiser_tensors("alpha", second)
-        state = {"step": self.step, "trace": self.trace, "running": self.running}
-        checkpoint.save(self.task.checkpoint, self._identity, checkpoint.Saved(state, tensors))
+            tensors |= in_part("alpha", optimiser_tensors(second))
+        self.checkpoint.save({"step": self.step, "trace": self.trace, "running": self.tally.state()}, tensors)
 
     def _restore(self) -> None:
-        saved = checkpoint.restore(self.task.checkpoint, self._identity, self.task.device)
+        saved = self.checkpoint.restore(self.task.device)
         if saved is None:
             return
         self.step, self.trace = saved.state["step"], saved.state["trace"]
-        self.running = saved.state["running"]
-        own = {name.removeprefix("net/"): value for name, value in saved.tensors.items() if name.startswith("net/")}
-        self.net.load_state_dict(own)
+        self.tally.load(saved.state["running"])
+        self.net.load_state_dict(saved.part("net"))
         with torch.no_grad():
             for i, alpha in enumerate(self.net.alphas):
-                alpha.copy_(saved.tensors[f"alphas/{i}"])
-        checkpoint.load_optimiser("weights", self.optimiser, saved.tensors)
+                alpha.copy_(saved.part("alphas")[str(i)])
+        load_optimiser(self.optimiser, saved.part("weights"))
         if (second := self.alpha_optimiser()) is not None:
-            checkpoint.load_optimiser("alpha", second, saved.tensors)
+            load_optimiser(second, saved.part("alpha"))
 
 
 def entropy(alphas: Tensor) -> float:

@@ -86,9 +86,9 @@ class MixedEdge(nn.Module):
 
 def _families(space: Space) -> list[Family]:
     """Sort the primitives by operation."""
-    found: dict[str, Family] = {}
+    families: dict[str, Family] = {}
     for column, (name, primitive) in enumerate(zip(space.primitives, space.parsed, strict=True)):
-        family = found.setdefault(primitive.operation, Family([], []))
+        family = families.setdefault(primitive.operation, Family([], []))
         family.columns.append(column)
         family.names.append(name)
-    return list(found.values())
+    return list(families.values())

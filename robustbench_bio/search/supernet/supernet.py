@@ -13,7 +13,7 @@ from robustbench_bio.nets.cells import SkipRule
 from robustbench_bio.nets.checks import choice, switch, whole
 from robustbench_bio.nets.operations import FactorizedReduce, named, norm, pointwise
 from robustbench_bio.records.space import Space
-from robustbench_bio.search.supernet.fast.shared import leave
+from robustbench_bio.search.supernet.fast.shared import evaluate_edges
 from robustbench_bio.search.supernet.mixed_edge import MixedEdge
 
 
@@ -68,9 +68,7 @@ class SearchCell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, weights: Weights, fast: bool) -> Tensor:
         """Return the cell's output; `fast` lets the edges that leave a state share work on a CPU."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
-        # On a GPU the shared work gave other gradients at the input than the plain way (H200, torch 2.11).
-        on_cpu = s0.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if fast and weights.active is None and on_cpu:
+        if fast and shares_work(s0, weights):
             return self._shared(states, weights.values)
         first = 0
         for node in range(self.nodes):
@@ -88,9 +86,18 @@ class SearchCell(nn.Module):
             nodes = range(max(0, state - 1), self.nodes)
             places = [node * (node + 3) // 2 + state for node in nodes]
             edges = [cast("MixedEdge", self.edges[place]) for place in places]
-            for node, out in zip(nodes, leave(states[state], edges, values[places]), strict=True):
+            for node, out in zip(nodes, evaluate_edges(states[state], edges, values[places]), strict=True):
                 entering[node].append(out)
         return torch.cat(states[2:], 1)
+
+
+def shares_work(x: Tensor, weights: Weights) -> bool:
+    """Tell whether the edges of a cell may be evaluated together: on a CPU, without autocast, every operation running.
+
+    On a GPU torch before its pull request 188345 (2.11 for one) passes wrong gradients through an average pool with
+    padding in channels-last order, which the shared work needs; and it is made for caches that a GPU does not have.
+    """
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and weights.active is None
 
 
 def _sum(terms: list[Tensor]) -> Tensor:
@@ -132,9 +139,9 @@ class Supernet(Net):
         space: what may be chosen.
         channels: C; the stem has 3C. The space's own by default.
         layers: number of cells. The space's own by default.
-        fast: share work between the operations of a cell; the same numbers up to rounding. Operations fall
-            back to the plain sum where that is not possible: rules that are more than a feedback matrix (dfa,
-            Hebbian), hooks on layers, autocast, weights that are zero. Gradients are not twice differentiable.
+        fast: share work between the operations of a cell where `shares_work` allows it; the same numbers up to
+            rounding. Single operations fall back to the plain sum: under rules that are more than a feedback matrix
+            (dfa, Hebbian) and with hooks on layers. Gradients are not twice differentiable.
         skip_rule: "applied" counts both 1×1 convolutions of a skip of stride 2 to its rule; "ignored" leaves
             them to bp, as the released BioNAS code does.
 
@@ -171,8 +178,8 @@ class Supernet(Net):
         c_prev_prev = c_prev = 3 * channels
         for i in range(layers):
             channels *= 2 if i in self.reductions else 1
-            here, before = i in self.reductions, i - 1 in self.reductions
-            self.cells.append(SearchCell(space, c_prev_prev, c_prev, channels, reduction=here, reduction_prev=before))
+            halves, halved = i in self.reductions, i - 1 in self.reductions
+            self.cells.append(SearchCell(space, c_prev_prev, c_prev, channels, reduction=halves, reduction_prev=halved))
             c_prev_prev, c_prev = c_prev, space.nodes * channels
         self.classifier = nn.Linear(c_prev, inputs.classes)
         shape = (len(space.sources), len(space.primitives))
@@ -212,7 +219,7 @@ class Supernet(Net):
 
     def forward(self, x: Tensor) -> Tensor:
         mixing = self._mixing or Mixing(*(Weights(alpha.softmax(1)) for alpha in self.alphas))
-        if self.fast:
+        if self.fast and x.device.type == "cpu":  # see `shares_work` for why not on a GPU
             x = x.contiguous(memory_format=torch.channels_last)
         s0 = s1 = self.stem(self.normalise(x))
         for i, cell in enumerate(self.cells):

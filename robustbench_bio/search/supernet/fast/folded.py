@@ -85,7 +85,7 @@ def times(y: Tensor, matrices: Tensor) -> Tensor:
     return out
 
 
-class Handed(NamedTuple):
+class Adjoint(NamedTuple):
     """What a pointwise convolution and its norm make of a gradient h at z: δy = h·through + y·back + constant.
 
     Attributes:
@@ -139,34 +139,40 @@ class Fold(NamedTuple):
         shifted = (pointwise @ offset[..., None])[..., 0]
         mean, covariance = torch.zeros_like(offset), None
         if norms.from_batch:
+            # P y is affine in y: mean P·mean, variance diag(P·cov·Pᵀ). Two products of [C, C] instead of one of [M, C].
             mean = y.mean(0).view(-1, channels)
             each = by_variant(y, channels)
             covariance = each.mT @ each / len(y) - mean[:, :, None] * mean[:, None]
             centre = (pointwise @ mean[..., None])[..., 0]
+            # E[yy] − E[y]E[y] may be negative by rounding, and rsqrt would make a NaN of it.
             var = ((pointwise @ covariance) * pointwise).sum(2).clamp_min(0)
+            # As torch does: batches are normalised by the biased variance, the running one is unbiased.
             norms.observe(centre + shifted, var * (len(y) / (len(y) - 1)))
         else:
-            centre, var = (torch.stack(found) for found in norms.running())
+            centre, var = (torch.stack(kept) for kept in norms.running())
             centre = centre - shifted
         scale = (var + norms.eps).rsqrt()
         return cls(y, scale[..., None] * pointwise, -scale * centre, scale, mean, covariance)
 
-    def adjoint(self, products: Tensor, sums: Tensor, factors: Tensor, matrix: Tensor) -> Handed:
+    def adjoint(self, products: Tensor, sums: Tensor, factors: Tensor, matrix: Tensor) -> Adjoint:
         """Return what becomes of h, times `factors` [V], given hᵀy [V, C, C], Σh [V, C] and B [V, C, C]."""
         r, count = self.scale[..., None], len(self.y)
         through = factors[:, None, None] * r * matrix
-        if self.covariance is None:
+        if self.covariance is None:  # fixed statistics are constants: nothing flows through mean and variance
             share = (self.matrix * products).sum((1, 2)) + (self.shift * sums).sum(1)
-            return Handed(factors[:, None, None] * r * products, share, through, None, None)
+            return Adjoint(factors[:, None, None] * r * products, share, through, None, None)
+        # z = F(y − mean), so Σhz needs only Σh(y − mean), which also spares dP the part that batch norm takes away.
         products = products - sums[..., None] * self.mean[:, None]
         with_z = (self.matrix * products).sum(2)
         share = with_z.sum(1)
         with_z = factors[:, None] * with_z
+        # dP = Σ r∘(h − Σh/M − z·Σhz/M) yᵀ, where Σ z yᵀ/M = F·cov.
         pointwise = r * (factors[:, None, None] * products - with_z[..., None] * (self.matrix @ self.covariance))
+        # δy = r∘(h − Σh/M − z·Σhz/M)·B with z = F y + s written out: `through` holds what stands at h, −Fᵀ·pull at y.
         pull = (self.scale * with_z / count)[..., None] * matrix
         push = factors[:, None] * self.scale * sums / count
         constant = -(push[:, None] @ matrix + self.shift[:, None] @ pull)[:, 0]
-        return Handed(pointwise, share, through, -self.matrix.mT @ pull, constant)
+        return Adjoint(pointwise, share, through, -self.matrix.mT @ pull, constant)
 
 
 class NormalisedLayers(torch.autograd.Function):
@@ -189,8 +195,8 @@ class NormalisedLayers(torch.autograd.Function):
         channels = matrix.shape[1]
         h = h.contiguous()
         products = by_variant(h, channels).mT @ by_variant(fold.y, channels)
-        handed = fold.adjoint(products, h.sum(0).view(-1, channels), torch.ones_like(matrix[:, 0, 0]), matrix)
-        return handed.below(times(h, handed.through), fold.y), handed.pointwise, None, None, None
+        adjoint = fold.adjoint(products, h.sum(0).view(-1, channels), torch.ones_like(matrix[:, 0, 0]), matrix)
+        return adjoint.below(times(h, adjoint.through), fold.y), adjoint.pointwise, None, None, None
 
 
 class MixedLayers(torch.autograd.Function):
@@ -235,10 +241,10 @@ class MixedLayers(torch.autograd.Function):
         pairs = list(zip(gradients, torch.split(fold.y, widths, 1), strict=True))
         products = torch.cat([by_variant(g.mT @ y, channels) for g, y in pairs])
         sums = torch.cat([g.sum(0).expand(n, -1) for g, n in zip(gradients, edges, strict=True)])
-        handed = fold.adjoint(products, sums, factors, matrix)
-        through = handed.through.transpose(0, 1).reshape(channels, -1)
+        adjoint = fold.adjoint(products, sums, factors, matrix)
+        through = adjoint.through.transpose(0, 1).reshape(channels, -1)
         below = torch.empty_like(fold.y)
         parts = zip(gradients, torch.split(through, widths, 1), torch.split(below, widths, 1), strict=True)
         for g, t, out in parts:
             torch.mm(g, t, out=out)
-        return handed.below(below, fold.y), handed.share, handed.pointwise, None, None, None, None
+        return adjoint.below(below, fold.y), adjoint.share, adjoint.pointwise, None, None, None, None

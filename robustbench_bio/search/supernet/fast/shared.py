@@ -21,7 +21,7 @@ STACK = 1 << 20
 HALF_NORMAL = 0.4
 
 
-def leave(x: Tensor, edges: Sequence[MixedEdge], weights: Tensor) -> list[Tensor]:
+def evaluate_edges(x: Tensor, edges: Sequence[MixedEdge], weights: Tensor) -> list[Tensor]:
     """Return what each edge makes of the state x, up to rounding as the edges do one by one.
 
     Args:
@@ -99,6 +99,8 @@ def _separable(x: Tensor, ops: Sequence[nn.Module], factors: Tensor) -> list[Ten
     layer = variants[0][0].depthwise
     kernel, stride, dilation = layer.kernel_size[0], layer.stride[0], layer.dilation[0]
     split = False
+    # Libraries are slow on dilated depthwise convolutions. A dilation of 2 reads pixels of one parity alone: with
+    # stride 2 only one of the four images of every second pixel matters, with stride 1 each is convolved by itself.
     if (dilation, stride) == (2, 2):
         x, stride, dilation = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last), 1, 1
     elif dilation == 2 and not (x.shape[2] % 2 or x.shape[3] % 2):
