@@ -8,9 +8,7 @@ from robustbench_bio.core.stats import wilson
 from robustbench_bio.diagnosis.grid import GridResult
 from robustbench_bio.records.result import Result
 from robustbench_bio.report.figures import new_figure
-
-#: Colours that also people with colour blindness tell apart (Okabe & Ito 2008).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+from robustbench_bio.report.palette import SERIES
 
 PANELS_BESIDE = 3
 
@@ -41,12 +39,12 @@ def plot(grid: GridResult, norm: str, chosen: dict[str, list[int]]) -> Any:
     gradients = dict.fromkeys(("exact", "rule", *(cell.gradient for cell in grid.cells)))
     lines = [(name, gradient) for name in chosen for gradient in gradients]
     for panel, row in zip(axes.flat, grid.rows, strict=False):
-        for colour, (name, gradient) in zip(itertools.cycle(COLOURS), lines, strict=False):
+        for colour, (name, gradient) in zip(itertools.cycle(SERIES), lines, strict=False):
             same = [row.results[place] for place in chosen[name] if grid.cells[place].gradient == gradient]
             results = [result for result in same if result is not None]
             if results:
                 style = {"exact": "-", "rule": "--"}.get(gradient, ":")
-                _draw(panel, results, unit, color=colour, linestyle=style, label=f"{name}, {gradient} gradient")
+                _draw(panel, results, unit, color=colour.light, linestyle=style, label=f"{name}, {gradient} gradient")
         panel.set(title=row.model, xlabel=label, ylabel="robust accuracy (%)", ylim=(0, 100))
         panel.label_outer()
         panel.grid(alpha=0.3)

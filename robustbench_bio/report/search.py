@@ -8,7 +8,9 @@ from rich.table import Table
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.records.motif_space import MotifSpace
 from robustbench_bio.records.motifs import reduction_cells
-from robustbench_bio.report import motif_trace, search_trace
+from robustbench_bio.report.drawing import draw_cells
+from robustbench_bio.report.motif_drawing import draw_motifs
+from robustbench_bio.report.search_trace import draw_motif_trace, draw_trace
 from robustbench_bio.search.run import Search
 
 
@@ -70,12 +72,10 @@ def next_command(run: Search) -> str:
 def draw_search(run: Search) -> None:
     """Draw the course of a search and what it found into its folder, as PNG and SVG."""
     genotype = run.found.genotype
-    if isinstance(run.task.space, MotifSpace):
-        motif_trace.draw_trace(run.found.trace, run.folder)
-    else:
-        search_trace.draw_trace(run.found.trace, run.folder)
+    draw = draw_motif_trace if isinstance(run.task.space, MotifSpace) else draw_trace
+    draw(run.found.trace, run.folder)
     if isinstance(genotype, Genotype):
-        search_trace.draw_cells(genotype, run.folder)
+        draw_cells(genotype, run.folder)
     elif genotype is not None:
         reductions = reduction_cells(len(genotype.cells), getattr(run.engine, "coding", "direct"))
-        motif_trace.draw_motifs(genotype, reductions, run.folder)
+        draw_motifs(genotype, reductions, run.folder)

@@ -28,10 +28,11 @@ from robustbench_bio.records.motif_space import MotifSpace
 from robustbench_bio.records.motifs import Motif, MotifGenotype, parse_link
 from robustbench_bio.records.preset import Radius
 from robustbench_bio.records.result import EvalSpec, Provenance
-from robustbench_bio.report import drawing as circuits
-from robustbench_bio.report import site
-from robustbench_bio.report import svg as pictures
-from robustbench_bio.report.site import views
+from robustbench_bio.report import drawing as cell_drawing
+from robustbench_bio.report import motif_drawing, site
+from robustbench_bio.report.rendering import svg
+from robustbench_bio.report.site import cells as cell_views
+from robustbench_bio.report.site import gallery, plots, views
 from robustbench_bio.zoo import catalog
 
 CURVE = (1, 2, 4, 8, 16, 32)
@@ -289,13 +290,13 @@ def test_rules_are_read_off_the_card() -> None:
         "random-darts": {"usf", "brsf", "frsf", "fa"}, "random-resnet20": {"usf", "frsf", "brsf"},
     }  # fmt: skip
     for name, rules in expected.items():
-        assert set(views.rules_of(zoo_entry(name, contest, 0.05, 0, "sound"))) == rules
+        assert set(cell_views.card_rules(zoo_entry(name, contest, 0.05, 0, "sound"))) == rules
 
 
 def test_rules_drawn_at_random_are_those_of_the_assignment() -> None:
     from robustbench_bio.rules.assign import RANDOM_RULES
 
-    assert views.RANDOM_RULES == RANDOM_RULES
+    assert cell_views.RANDOM_RULES == RANDOM_RULES
 
 
 def test_a_page_shows_every_field_of_the_card_and_every_measurement(pages: dict[str, Page]) -> None:
@@ -349,7 +350,7 @@ def test_no_line_of_a_cell_passes_behind_a_box(name: str) -> None:
     else:
         cells = catalog.genotype(name)
     for edges, concat in ((cells.normal, cells.normal_concat), (cells.reduce, cells.reduce_concat)):
-        drawing = Drawing(circuits.cell(edges, concat, "cell"))
+        drawing = Drawing(svg(cell_drawing.cell(edges, concat), "cell"))
         boxes = [[float(a[key]) for key in ("x", "y", "width", "height")] for a in drawing.of("box")]
         paths = drawing.of("edge")
         assert (len(paths), len(boxes), len(drawing.of("concat"))) == (len(edges), len(edges) // 2 + 3, len(concat))
@@ -382,19 +383,19 @@ def test_no_line_of_a_motif_passes_behind_a_box(name: str) -> None:
     space = catalog.space("mse-nas")
     assert isinstance(space, MotifSpace)
     motif = with_feedback() if name == "large" else space.named(name)
-    drawing = Drawing(circuits.motif(motif, "motif"))
+    drawing = Drawing(svg(motif_drawing.motif_circuit(motif), "motif"))
     boxes = [[float(a[key]) for key in ("x", "y", "width", "height")] for a in drawing.of("box")]
     links = [(i, link) for i, node in enumerate(motif.nodes) for link in node if link.op != "none"]
     back = [(i, link) for i, link in enumerate(motif.feedback, 1) if link.op != "none"]
     paths = drawing.of("edge")
     assert len(boxes) == motif.inputs + len(motif.nodes) + 1
     assert (len(paths), len(drawing.of("tip"))) == (len(links) + len(back), len(links) + len(back))
-    (svg,) = [a for tag, a in drawing.found if tag == "svg"]
+    (root,) = [a for tag, a in drawing.found if tag == "svg"]
     for path, (node, link) in zip(paths, [*links, *back], strict=True):
         corners = corners_of(path["d"])
         xs, ys = zip(*corners, strict=True)
         assert min(xs) > 0
-        assert max(ys) < float(svg["height"])
+        assert max(ys) < float(root["height"])
         source, target = boxes[link.state], boxes[motif.inputs + node]
         if "feedback" in path["class"]:
             source, target = target, source
@@ -439,20 +440,22 @@ def test_motifs_are_drawn_where_they_stand_with_a_legend_of_their_signs() -> Non
     cells = MotifGenotype(name="some", source=NASTY, inputs=3, cells=tuple(map(space.named, names)))
     card = card_of("spiking", net={"name": "motifs", "genotype": "some"})
     one = entry("spiking", card=card, genotype=cells)
-    assert [title for title, _ in views.cells(one)] == ["Cell 0: m3", "Cells 2, 5: m2"]
-    assert views.wiring(one).startswith("stem → 0: m3 → halving → 2: m2 → halving → halving → 5: m2 → classifier.")
-    keys = {key.style: key.text for key in views.cell_keys(one)}
+    assert [title for title, _ in cell_views.cell_drawings(one)] == ["Cell 0: m3", "Cells 2, 5: m2"]
+    assert cell_views.wiring(one).startswith("stem → 0: m3 → halving → 2: m2 → halving → halving → 5: m2 → classifier.")
+    keys = {key.style: key.text for key in cell_views.cell_keys(one)}
     assert keys == {"s-p": "excites", "s-n": "inhibits", "feedback s-any": "feedback"}
-    drawn = "".join(picture for _, picture in views.cells(one))
+    drawn = "".join(picture for _, picture in cell_views.cell_drawings(one))
     assert "↩ conv_3x3_n" in drawn
     assert {a["class"].split()[-1] for a in Drawing(drawn).of("edge")} == {"s-p", "s-n"}
     events = card.model_copy(update={"net": {**card.net, "coding": "frames"}})
-    assert [title for title, _ in views.cells(one.model_copy(update={"card": events}))] == [
+    assert [title for title, _ in cell_views.cell_drawings(one.model_copy(update={"card": events}))] == [
         "Cells 0, 4: m3", "Cell 2: m2",
     ]  # fmt: skip
-    assert views.rules_of(one) == ["bp"]
-    assert views.rules_of(one.model_copy(update={"card": card.model_copy(update={"rule": "genotype"})})) == ["bp"]
-    assert views.wiring(zoo_entry("bp-darts", board(), 0.05, 0, "sound")) == ""
+    assert cell_views.card_rules(one) == ["bp"]
+    assert cell_views.card_rules(one.model_copy(update={"card": card.model_copy(update={"rule": "genotype"})})) == [
+        "bp"
+    ]
+    assert cell_views.wiring(zoo_entry("bp-darts", board(), 0.05, 0, "sound")) == ""
 
 
 def test_edges_are_coloured_by_the_rule_that_owns_them() -> None:
@@ -460,8 +463,8 @@ def test_edges_are_coloured_by_the_rule_that_owns_them() -> None:
 
     def owners(name: str) -> list[str]:
         one = zoo_entry(name, contest, 0.05, 0, "sound")
-        drawn = [Drawing(picture) for _, picture in views.cells(one)]
-        keys = {key.style for key in views.cell_keys(one)}
+        drawn = [Drawing(picture) for _, picture in cell_views.cell_drawings(one)]
+        keys = {key.style for key in cell_views.cell_keys(one)}
         found = [a["class"].split()[1] for drawing in drawn for a in drawing.of("edge")]
         assert set(found) == keys
         return sorted(found)
@@ -470,13 +473,13 @@ def test_edges_are_coloured_by_the_rule_that_owns_them() -> None:
     assert owners("bionas-darts") == ["r-frsf"] * 5 + ["r-none"] * 7 + ["r-usf"] * 4
     assert owners("usf-darts") == ["r-none"] * 7 + ["r-usf"] * 9
     assert owners("random-darts") == ["r-none"] * 7 + ["r-untold"] * 9
-    assert views.cells(zoo_entry("bp-resnet20", contest, 0.05, 0, "sound")) == []
+    assert cell_views.cell_drawings(zoo_entry("bp-resnet20", contest, 0.05, 0, "sound")) == []
 
 
 def test_a_curve_has_both_gradients_at_their_heights() -> None:
     one = entry(verdict="masked")
-    (found,) = views.curves(one)
-    drawing = Drawing(pictures.curve(found))
+    (found,) = views.entry_curves(one)
+    drawing = Drawing(plots.curve_plot(found))
     ticks = {a["d"] for a in drawing.of("grid")}
     heights = sorted(float(d.split()[1].partition("H")[0]) for d in ticks)
     top, floor = heights[0], heights[-1]
@@ -509,12 +512,12 @@ def test_pictures_of_examples_are_what_was_packed(shape: tuple[int, int, int]) -
             image.load()
             return np.asarray(image, dtype=np.int64).reshape(*shape[1:], -1)
 
-    gallery = gallery_of(shape)
-    x = np.frombuffer(b64decode(gallery.x), np.uint8).reshape(6, *shape).transpose(0, 2, 3, 1).astype(np.int64)
-    delta = np.frombuffer(b64decode(gallery.delta), np.int8).reshape(6, *shape).transpose(0, 2, 3, 1)
+    packed = gallery_of(shape)
+    x = np.frombuffer(b64decode(packed.x), np.uint8).reshape(6, *shape).transpose(0, 2, 3, 1).astype(np.int64)
+    delta = np.frombuffer(b64decode(packed.delta), np.int8).reshape(6, *shape).transpose(0, 2, 3, 1)
     if shape[0] != 3:
         x, delta = x[..., :1], delta[..., :1]
-    for i, image in enumerate(views.images(gallery)):
+    for i, image in enumerate(gallery.images(packed)):
         assert (pixels(image.clean) == x[i]).all()
         assert (pixels(image.delta) == 128 + delta[i].astype(np.int64)).all()
         assert (pixels(image.adversarial) == np.clip(x[i] + 8 * np.sign(delta[i].astype(np.int64)), 0, 255)).all()
@@ -522,12 +525,12 @@ def test_pictures_of_examples_are_what_was_packed(shape: tuple[int, int, int]) -
 
 def test_a_gallery_of_no_image_is_left_out() -> None:
     odd = gallery_of((1, 8, 8)).model_copy(update={"shape": (-8, -8, 1)})
-    assert views.images(odd) == []
-    assert views.images(None) == []
+    assert gallery.images(odd) == []
+    assert gallery.images(None) == []
 
 
 def test_png_agrees_with_its_checksums() -> None:
-    data = b64decode(pictures.png(np.arange(12, dtype=np.uint8).reshape(1, 3, 4)).partition(",")[2])
+    data = b64decode(gallery.png(np.arange(12, dtype=np.uint8).reshape(1, 3, 4)).partition(",")[2])
     place, kinds = 8, []
     while place < len(data):
         (size,) = struct.unpack(">I", data[place : place + 4])
