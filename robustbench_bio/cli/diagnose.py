@@ -30,7 +30,7 @@ def diagnose(
     from robustbench_bio.diagnosis import campaign
     from robustbench_bio.report import tables as report
 
-    with terminal.bar("probing") as progress:
+    with terminal.progress_shown("probing") as progress:
         found = campaign.diagnose_model(
             model,
             dataset=dataset,
@@ -45,6 +45,6 @@ def diagnose(
             data_file=data_file,
             progress=progress,
         )
-    terminal.show(
+    terminal.print_result(
         as_json, {"model": model, "dataset": dataset} | found.document(), report.diagnosis_table(model, found)
     )

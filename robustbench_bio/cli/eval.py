@@ -42,7 +42,7 @@ def evaluate(
     from robustbench_bio.diagnosis.campaign import eval_model
     from robustbench_bio.report import tables as report
 
-    with terminal.bar("attacking") as progress:
+    with terminal.progress_shown("attacking") as progress:
         done = eval_model(
             model,
             attack=attack,
@@ -63,7 +63,7 @@ def evaluate(
             progress=progress,
             notice=lambda line: terminal.err.print(line, soft_wrap=True),
         )
-    terminal.show(
+    terminal.print_result(
         as_json,
         report.eval_document(done.results, done.diagnosis),
         report.eval_table(done.results, done.diagnosis),

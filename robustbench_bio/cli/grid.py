@@ -31,7 +31,7 @@ def grid(
     from robustbench_bio.report import grid as grid_report
 
     folder = out_dir or default_home() / "results"
-    with terminal.bar("attacking") as progress:
+    with terminal.progress_shown("attacking") as progress:
         found = grids.run(
             preset,
             models,
@@ -46,6 +46,6 @@ def grid(
             notice=terminal.err.print,
         )
     files = grid_report.write(found, folder / f"grid-{found.preset.name}")
-    terminal.show(as_json, grid_report.document(found, files), grid_report.table(found))
+    terminal.print_result(as_json, grid_report.document(found, files), grid_report.table(found))
     if not as_json:
         terminal.out.print(f"written to {files[0].parent}: {', '.join(path.name for path in files)}", highlight=False)

@@ -42,7 +42,7 @@ def show(
         found.append((one, ranked([catalog.entry(path) for path in catalog.entry_files(name, leaderboards)])))
     if as_json:
         documents = [shows.document(one, rows) for one, rows in found]
-        terminal.document(documents[0] if len(documents) == 1 else {"boards": documents})
+        terminal.print_document(documents[0] if len(documents) == 1 else {"boards": documents})
         return
     texts = {"csv": shows.as_csv, "markdown": shows.markdown, "latex": shows.latex}
     for one, rows in found:
@@ -71,10 +71,10 @@ def build(
         )
         for name in names
     }
-    with terminal.late_bar("building") as progress:
+    with terminal.progress_shown("building", late=True) as progress:
         paths = site.build(boards, out_dir, progress)
     if as_json:
-        terminal.document({"folder": str(out_dir), "files": len(paths)})
+        terminal.print_document({"folder": str(out_dir), "files": len(paths)})
     else:
         terminal.out.print(f"{len(paths)} files: open {out_dir / 'index.html'}", highlight=False, soft_wrap=True)
 
@@ -97,7 +97,7 @@ def verify(
     folders = Folders.of(zoo, leaderboards)
     reports = []
     for one in folders.boards(board):
-        with terminal.bar(f"verifying {one.name}") as progress:
+        with terminal.progress_shown(f"verifying {one.name}") as progress:
             reports.append(
                 work.verify(
                     one, folders, models=models, fraction=fraction, seed=seed, jobs=jobs or os.cpu_count() or 1,
@@ -105,7 +105,7 @@ def verify(
                 )
             )  # fmt: skip
     if as_json:
-        terminal.document({"boards": [report.document() for report in reports]})
+        terminal.print_document({"boards": [report.document() for report in reports]})
     else:
         for report in reports:
             for line in work.lines(report):

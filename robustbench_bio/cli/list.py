@@ -33,4 +33,4 @@ def list_members(kind: Kind, as_json: AsJson = False) -> None:
     table.add_column("what it is")
     for name, line in rows.items():
         table.add_row(name, line)
-    terminal.show(as_json, {kind.value: rows}, table)
+    terminal.print_result(as_json, {kind.value: rows}, table)

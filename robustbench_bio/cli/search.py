@@ -56,9 +56,9 @@ def search(
         data_root=data_root, data_file=data_file,
     )  # fmt: skip
     folder = out_dir or Path("runs") / f"search-{Path(space).stem}-{engine}-{Path(dataset).stem}"
-    with terminal.bar("searching") as progress:
+    with terminal.progress_shown("searching") as progress:
         run = searches.search(order, folder, max_minutes=max_minutes, progress=progress)
     report.draw_search(run)
-    terminal.show(as_json, report.document(run), report.table(run))
+    terminal.print_result(as_json, report.document(run), report.table(run))
     if not as_json and (command := report.next_command(run)):
         terminal.out.print(f"train it: {command}", highlight=False, soft_wrap=True)

@@ -26,7 +26,7 @@ def show(
     from robustbench_bio.report import description as describe
     from robustbench_bio.report import description_text as facts_text
 
-    with terminal.late_bar("measuring") as progress:
+    with terminal.progress_shown("measuring", late=True) as progress:
         facts = describe.facts(name, dataset, data_root=data_root, data_file=data_file, progress=progress)
     table = Table(title=name if not name.endswith(".toml") else Path(name).stem, show_header=False)
     table.add_column("field", no_wrap=True)
@@ -35,4 +35,4 @@ def show(
         if field != describe.LAYERS:
             table.add_row(field, facts_text.text(field, value))
     layers = [facts_text.layer_table(facts[describe.LAYERS])] if describe.LAYERS in facts else []
-    terminal.show(as_json, facts, Group(table, *layers))
+    terminal.print_result(as_json, facts, Group(table, *layers))

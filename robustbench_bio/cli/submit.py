@@ -38,7 +38,7 @@ def submit(
     from robustbench_bio.leaderboard.submission import Order
 
     order = Order(weights, genotype, train, replace)
-    with terminal.bar("measuring") as progress:
+    with terminal.progress_shown("measuring") as progress:
         done = work.submit(
             models, board, Folders.of(zoo, leaderboards), order, out=out_dir, device=device, progress=progress
         )
@@ -46,7 +46,7 @@ def submit(
     if as_json:
         entries = [{"model": one.entry.model, **one.entry.scores.model_dump(mode="json"),
                     "verdict": one.entry.finding and one.entry.finding.verdict} for one in done]  # fmt: skip
-        terminal.document({"board": board, "entries": entries, "files": [str(path) for path in paths]})
+        terminal.print_document({"board": board, "entries": entries, "files": [str(path) for path in paths]})
         return
     for one in done:
         scores, finding = one.entry.scores, one.entry.finding

@@ -1,17 +1,19 @@
-import contextlib
+import io
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import robustbench_bio as rb
 from robustbench_bio.cli import app as cli
@@ -20,8 +22,7 @@ from robustbench_bio.cli.list import Kind
 from robustbench_bio.datasets import load_examples, open_dataset
 from robustbench_bio.diagnosis import campaign
 from robustbench_bio.records.card import ModelCard, Recipe, TrainedNet
-from robustbench_bio.zoo import card_options as recipes
-from robustbench_bio.zoo import catalog
+from robustbench_bio.zoo import card_options, catalog
 from robustbench_bio.zoo import loading as zoo
 
 FAST = ["--n-examples", "16", "--steps", "2"]
@@ -154,7 +155,10 @@ def test_a_mistake_in_an_evaluation_is_one_line(
         (["--model", "bp-darts", "--set", "recipe.epohcs=1"], "field 'datasets.digits.recipe.epohcs': unknown field"),
         (["--model", "bp-darts", "--set", "recipe.lr=fast"], "field 'datasets.digits.recipe.lr': Input should be"),
         (["--model", "bp-darts", "--set", "recipe.adversary.eps=8"], "field 'datasets.digits.recipe.adversary.eps'"),
-        (["--model", "bp-darts", "--set", "recipes.lr=1"], "expected recipe.FIELD, net.FIELD or rules.FIELD to set"),
+        (
+            ["--model", "bp-darts", "--set", "recipes.lr=1"],
+            "expected recipe.FIELD, net.FIELD or rules.FIELD to set",
+        ),
         (["--model", "bp-darts", "--set", "net.layer=1"], "unknown parameter of the network cells 'layer': did you"),
         (["--model", "bp-darts", "--set", "net.seed=1"], "card bp-darts: field 'net.seed': no parameter of a network"),
         (["--model", "bp-darts", "--set", "rules.lr=1"], "card bp-darts: unknown field of rule_options 'lr'"),
@@ -495,20 +499,70 @@ def test_data_that_is_not_here_is_said_and_not_downloaded(
     assert facts["gradients measured on"].startswith("nothing: expected n_examples in 1..99")
 
 
-def test_a_bar_appears_only_for_what_takes_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, int, str]] = []
+@dataclass
+class Clock:
+    """Stands in for the module `time`."""
 
-    @contextlib.contextmanager
-    def bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
-        yield lambda done, total, line: seen.append((done, total, line))
+    now: float = 100.0
 
-    clock = iter([0.0, 1.0, 2.5, 3.0])
-    monkeypatch.setattr(terminal, "bar", bar)
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
-    with terminal.late_bar("measuring") as progress:
-        for done in (1, 2, 3):
-            progress(done, 3, "line")
-    assert seen == [(2, 3, "line"), (3, 3, "line")]
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(terminal, "time", clock)
+    return clock
+
+
+def stderr_of(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> io.StringIO:
+    text = io.StringIO()
+    monkeypatch.setattr(terminal, "err", Console(file=text, force_terminal=is_terminal, width=100, markup=False))
+    return text
+
+
+def test_a_late_bar_appears_only_for_what_takes_seconds(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    text = stderr_of(monkeypatch, is_terminal=True)
+    with terminal.progress_shown("measuring", late=True) as progress:
+        for seconds, done in ((1.0, 1), (2.0, 2)):
+            clock.now = 100 + seconds
+            progress(done, 9, "line")
+            assert text.getvalue() == ""
+        clock.now = 102.5
+        progress(3, 9, "line")
+        assert "measuring" in text.getvalue()
+    assert "3/9" in text.getvalue()
+    early = stderr_of(monkeypatch, is_terminal=True)
+    with terminal.progress_shown("measuring"):
+        assert "measuring" in early.getvalue()
+
+
+def test_without_a_terminal_a_line_is_printed_now_and_then(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    text = stderr_of(monkeypatch, is_terminal=False)
+    with terminal.progress_shown("attacking") as progress:
+        for second in range(1, 101):
+            clock.now = 100 + second
+            progress(500 + second, 1000, f"[pgd] {second}")
+    assert text.getvalue().splitlines() == [
+        "attacking: 510 of 1,000, 0:08:10 left, [pgd] 10",
+        "attacking: 540 of 1,000, 0:07:40 left, [pgd] 40",
+        "attacking: 570 of 1,000, 0:07:10 left, [pgd] 70",
+        "attacking: 600 of 1,000, 0:06:40 left, [pgd] 100",
+    ]
+
+
+def test_without_a_terminal_every_epoch_has_its_line(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    text = stderr_of(monkeypatch, is_terminal=False)
+    with terminal.progress_shown("training", epochs=True) as progress:
+        for step in range(1, 31):
+            clock.now = 100 + step / 2
+            progress(step, 30, f"epoch {step // 10}" if step >= 10 else "")
+    assert text.getvalue().splitlines() == [
+        "training: 10 of 30, 0:00:10 left, epoch 1",
+        "training: 20 of 30, 0:00:05 left, epoch 2",
+        "training: 30 of 30, 0:00:00 left, epoch 3",
+    ]
 
 
 def test_a_network_is_trained_shown_and_evaluated(call: Call, tmp_path: Path) -> None:
@@ -520,7 +574,9 @@ def test_a_network_is_trained_shown_and_evaluated(call: Call, tmp_path: Path) ->
     paused = call(*train, "--max-minutes", "0", "--json").document
     assert not paused["finished"]
     assert (paused["step"], paused["history"]) == (0, [])
-    done = call(*train, "--json").document
+    said = call(*train, "--json")
+    assert re.fullmatch(r"training: 4 of 4, 0:00:\d\d left, epoch 1.*\n", said.err)
+    done = said.document
     assert list(done) == [
         "model", "folder", "finished", "step", "steps", "best_epoch", "val_accuracy", "history",
     ]  # fmt: skip
@@ -537,7 +593,7 @@ def test_a_network_is_trained_shown_and_evaluated(call: Call, tmp_path: Path) ->
 
 def test_a_card_to_train_anew_claims_no_earlier_training(trained_card: Path) -> None:
     before = ModelCard.from_toml(trained_card.read_text(), "card").datasets["digits"]
-    card = recipes.prepare(
+    card = card_options.prepare(
         model=str(trained_card), genotype=None, rule="usf", dataset="digits", name="new", seed=4,
         changes=["recipe.lr=1/8", "net.hidden=[7, 8]", "rules.init=kaiming", "recipe.grad_clip=none",
                  "recipe.flip=true"],
