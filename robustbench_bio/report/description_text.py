@@ -5,13 +5,37 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
+
+from robustbench_bio.zoo.facts import LAYERS
 
 #: With more layers of neurons than this a person reads the lowest and highest firing rate only.
 MOST_RATES = 12
 
 
-def text(field: str, value: Any) -> str:
+def facts_table(title: str, facts: dict[str, Any]) -> Group:
+    """Return one row for each fact, and below it the layers of a model's network."""
+    table = Table(title=title, show_header=False)
+    table.add_column("field", no_wrap=True)
+    table.add_column("value")
+    for field, value in facts.items():
+        if field != LAYERS:
+            table.add_row(field, fact_text(field, value))
+    return Group(table, *([layer_table(facts[LAYERS])] if LAYERS in facts else []))
+
+
+def listing_table(kind: str, lines: dict[str, str]) -> Table:
+    """Return one row for each member of a kind."""
+    table = Table(title=kind)
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    for name, line in lines.items():
+        table.add_row(name, line)
+    return table
+
+
+def fact_text(field: str, value: Any) -> str:
     """Return a fact as a person reads it."""
     if isinstance(value, str):
         return value
@@ -21,12 +45,12 @@ def text(field: str, value: Any) -> str:
     return f"{value:,}" if whole else json.dumps(value, ensure_ascii=False)
 
 
-def _variance_text(found: dict[str, Any]) -> str:
+def _variance_text(variance: dict[str, Any]) -> str:
     def both(key: str) -> str:
-        values = {side: (found[side] or {}).get(key) for side in ("rule", "exact")}
+        values = {side: (variance[side] or {}).get(key) for side in ("rule", "exact")}
         return ", ".join(f"{side} {'none' if value is None else f'{value:.3g}'}" for side, value in values.items())
 
-    return f"noise over signal: {both('relative')}\nper weight: {both('per_weight')}\n({found['weights']:,} weights)"
+    return f"noise over signal: {both('relative')}\nper weight: {both('per_weight')}\n({variance['weights']:,} weights)"
 
 
 def _rates_text(found: dict[str, Any]) -> str:
