@@ -30,26 +30,22 @@ def show(
 ) -> None:
     """Print the ranking of a board; rows that no paired test tells apart share a range of ranks."""
     from robustbench_bio.leaderboard.ranking import ranked
-    from robustbench_bio.report import boards as shows
+    from robustbench_bio.report import boards as report
     from robustbench_bio.zoo import catalog
 
-    if form not in shows.FORMATS:
-        raise UserError(unknown("format", form, list(shows.FORMATS)))
-    names = [board] if board else catalog.board_names(leaderboards)
-    found = []
-    for name in names:
-        one = catalog.board(name, leaderboards)
-        found.append((one, ranked([catalog.entry(path) for path in catalog.entry_files(name, leaderboards)])))
+    if form not in report.FORMATS:
+        raise UserError(unknown("format", form, list(report.FORMATS)))
+    chosen = catalog.boards_with_entries(board, leaderboards).values()
+    rankings = [(one, ranked(entries)) for one, entries in chosen]
     if as_json:
-        documents = [shows.document(one, rows) for one, rows in found]
+        documents = [report.document(*ranking) for ranking in rankings]
         terminal.print_document(documents[0] if len(documents) == 1 else {"boards": documents})
         return
-    texts = {"csv": shows.as_csv, "markdown": shows.markdown, "latex": shows.latex}
-    for one, rows in found:
+    for ranking in rankings:
         if form == "table":
-            terminal.out.print(shows.table(one, rows))
+            terminal.out.print(report.table(*ranking))
         else:
-            sys.stdout.write(texts[form](one, rows))
+            sys.stdout.write(report.TEXTS[form](*ranking))
 
 
 @leaderboard.command()
@@ -63,16 +59,8 @@ def build(
     from robustbench_bio.report import site
     from robustbench_bio.zoo import catalog
 
-    names = [board] if board else catalog.board_names(leaderboards)
-    boards = {
-        name: (
-            catalog.board(name, leaderboards),
-            [catalog.entry(path) for path in catalog.entry_files(name, leaderboards)],
-        )
-        for name in names
-    }
     with terminal.progress_shown("building", late=True) as progress:
-        paths = site.build(boards, out_dir, progress)
+        paths = site.build(catalog.boards_with_entries(board, leaderboards), out_dir, progress)
     if as_json:
         terminal.print_document({"folder": str(out_dir), "files": len(paths)})
     else:

@@ -14,8 +14,6 @@ from robustbench_bio.records.board import Board
 from robustbench_bio.records.threat import format_eps
 from robustbench_bio.report.tables import percent
 
-FORMATS = ("table", "csv", "markdown", "latex")
-
 #: What LaTeX would read as something else.
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -24,12 +22,11 @@ _LATEX = {
 }  # fmt: skip
 
 
-def rules_of(row: Row) -> str:
+def rule_shares(row: Row) -> str:
     """Return which rules teach how much of the network, largest share first."""
     prefix = "percent of weights under "
-    shares = {
-        name.removeprefix(prefix): float(v) for name, v in row.entry.facts.items() if name.startswith(prefix)
-    }  # fmt: skip
+    facts = row.entry.facts.items()
+    shares = {name.removeprefix(prefix): float(share) for name, share in facts if name.startswith(prefix)}
     ordered = sorted(shares.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{rule} {share:.0f} %" for rule, share in ordered) or row.entry.card.rule
 
@@ -46,7 +43,7 @@ def document(board: Board, rows: Sequence[Row]) -> dict[str, Any]:
                 "rank": [row.best, row.worst],
                 "model": row.entry.model,
                 "title": row.entry.card.title,
-                "rules": rules_of(row),
+                "rules": rule_shares(row),
                 "clean_accuracy": row.entry.scores.clean_accuracy,
                 "worst_case": row.entry.scores.worst_case,
                 "ci95": list(row.entry.scores.ci95),
@@ -72,7 +69,7 @@ def table(board: Board, rows: Sequence[Row]) -> Table:
     for row in rows:
         scores = row.entry.scores
         shown.add_row(
-            row.rank, row.entry.model, percent(scores.clean_accuracy), _worst(row), _verdict(row), rules_of(row)
+            row.rank, row.entry.model, percent(scores.clean_accuracy), _worst(row), _verdict(row), rule_shares(row)
         )
     return shown
 
@@ -86,7 +83,7 @@ def as_csv(board: Board, rows: Sequence[Row]) -> str:
     for row in rows:
         entry = row.entry
         writer.writerow(
-            [board.name, row.best, row.worst, entry.model, _cell(entry.card.title), _cell(rules_of(row)),
+            [board.name, row.best, row.worst, entry.model, _no_formula(entry.card.title), _no_formula(rule_shares(row)),
              entry.scores.clean_accuracy, entry.scores.worst_case, *entry.scores.ci95, _verdict(row), entry.n]
         )  # fmt: skip
     return text.getvalue()
@@ -116,8 +113,8 @@ def _heads(board: Board) -> list[str]:
 
 def _values(row: Row) -> list[str]:
     entry = row.entry
-    return [row.rank, entry.model, entry.card.title, rules_of(row), percent(entry.scores.clean_accuracy), _worst(row),
-            _verdict(row), str(entry.n)]  # fmt: skip
+    clean = percent(entry.scores.clean_accuracy)
+    return [row.rank, entry.model, entry.card.title, rule_shares(row), clean, _worst(row), _verdict(row), str(entry.n)]
 
 
 def _threat(board: Board) -> str:
@@ -133,7 +130,7 @@ def _verdict(row: Row) -> str:
     return "–" if row.entry.finding is None else row.entry.finding.verdict
 
 
-def _cell(text: str) -> str:
+def _no_formula(text: str) -> str:
     """Return a text that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
 
@@ -143,5 +140,11 @@ def _markdown(values: Sequence[str]) -> str:
 
 
 def _latex(values: Sequence[str]) -> str:
-    cells = ["".join(_LATEX.get(letter, letter) for letter in " ".join(value.split())) for value in values]
-    return f"{' & '.join(cells)} \\\\"
+    texts = ["".join(_LATEX.get(letter, letter) for letter in " ".join(value.split())) for value in values]
+    return f"{' & '.join(texts)} \\\\"
+
+
+#: The forms of a board that are plain text.
+TEXTS = {"csv": as_csv, "markdown": markdown, "latex": latex}
+
+FORMATS = ("table", *TEXTS)

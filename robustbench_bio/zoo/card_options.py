@@ -6,7 +6,7 @@ from typing import Any
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.records.card import ModelCard, Recipe
-from robustbench_bio.records.genotype import Genotype
+from robustbench_bio.records.kinds import kind_of
 from robustbench_bio.records.threat import parse_eps
 from robustbench_bio.zoo import catalog
 
@@ -62,11 +62,11 @@ def prepare(
 
 
 def _from_genotype(genotype: str) -> dict[str, Any]:
-    found = catalog.any_genotype(genotype)
-    kind = "cells" if isinstance(found, Genotype) else "motifs"
+    chosen = catalog.any_genotype(genotype)
+    kind = kind_of(chosen)
     return {
         "id": Path(genotype).stem,
-        "title": f"{kind.capitalize()} {found.name}",
+        "title": f"{kind.capitalize()} {chosen.name}",
         "rule": "genotype",
         "rule_options": {},
         "net": {"name": kind, "genotype": genotype},
@@ -91,15 +91,15 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: a pair without `=`, or a name that is given twice.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator or not name:
             raise UserError(f"expected name=value, got {pair!r}")
-        if name in found:
+        if name in values:
             raise UserError(f"expected each name once, got {name!r} twice")
-        found[name] = _value(value)
-    return found
+        values[name] = _value(value)
+    return values
 
 
 def _value(text: str) -> Any:
