@@ -13,7 +13,7 @@ from robustbench_bio.report.palette import SERIES
 PANELS_BESIDE = 3
 
 
-def curves(grid: GridResult) -> dict[str, dict[str, list[int]]]:
+def curve_places(grid: GridResult) -> dict[str, dict[str, list[int]]]:
     """Return norm → name of an attack that has several radii → places of its cells, by gradient and radius."""
     found: dict[tuple[object, ...], list[int]] = {}
     for place, cell in enumerate(grid.cells):

@@ -17,7 +17,7 @@ from robustbench_bio.core.stats import wilson
 from robustbench_bio.diagnosis.grid import Cell, GridResult, Row, shared_meter
 from robustbench_bio.records.result import Result
 from robustbench_bio.records.threat import format_eps
-from robustbench_bio.report.curves import curves, plot
+from robustbench_bio.report.curves import curve_places, plot
 from robustbench_bio.report.figures import write_figure
 from robustbench_bio.report.tables import percent, with_interval
 
@@ -193,7 +193,7 @@ def write(grid: GridResult, folder: Path) -> list[Path]:
     write_atomically(folder / "results.csv", _csv(grid).encode())
     write_atomically(folder / "table.md", _markdown(grid).encode())
     paths = [folder / "results.csv", folder / "table.md"]
-    for norm, found in curves(grid).items():
+    for norm, found in curve_places(grid).items():
         stem = folder / ("eps-curve" if norm == "linf" else f"eps-curve-{norm}")
         write_figure(plot(grid, norm, found), stem)
         paths += [stem.with_suffix(".png"), stem.with_suffix(".svg")]

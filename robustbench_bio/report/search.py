@@ -36,24 +36,24 @@ def document(run: Search) -> dict[str, Any]:
 
 def table(run: Search) -> Table:
     """Return what a person wants to know after a search."""
-    found = run.found
+    result = run.found
     shown = Table(title=f"{run.task.name}: {run.order.engine} in {run.task.space.name}", show_header=False)
     shown.add_row("size", f"{run.task.channels} channels, {run.task.layers} cells")
-    if found.trace:
-        last = found.trace[-1]
+    if result.trace:
+        last = result.trace[-1]
         if "epoch" in last:
             shown.add_row("epochs", f"{last['epoch']:.0f}, validation accuracy {100 * last['val_accuracy']:.1f} %")
         else:
             shown.add_row("candidates", f"{last['candidate']:.0f}, best fitness {last['best_fitness']:.4f}")
-    if isinstance(found.genotype, Genotype):
+    if isinstance(result.genotype, Genotype):
         for kind in ("normal", "reduce"):
-            shown.add_row(kind, ", ".join(f"{op}←{state}" for op, state in getattr(found.genotype, kind)))
-    elif found.genotype is not None:
-        shown.add_row("motifs", f"{', '.join(cell.name for cell in found.genotype.cells)}; each reads the last "
-                                f"{found.genotype.inputs} cells")  # fmt: skip
-    if found.front:
-        shown.add_row("front", f"{len(found.front)} genotypes, none better than another in everything")
-    if not found.finished:
+            shown.add_row(kind, ", ".join(f"{op}←{state}" for op, state in getattr(result.genotype, kind)))
+    elif result.genotype is not None:
+        shown.add_row("motifs", f"{', '.join(cell.name for cell in result.genotype.cells)}; each reads the last "
+                                f"{result.genotype.inputs} cells")  # fmt: skip
+    if result.front:
+        shown.add_row("front", f"{len(result.front)} genotypes, none better than another in everything")
+    if not result.finished:
         shown.add_row("not finished", "the same command continues")
     return shown
 

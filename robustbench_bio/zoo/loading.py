@@ -125,9 +125,9 @@ def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:
     # The length of a safetensors header may look like the start of a pickle; then comes the header's brace.
     if data[:2] in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"} and data[8:9] != b"{":
         raise UserError(f"expected safetensors in {path}, got a pickle, which could run code: convert it first")
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise UserError(f"weights {path} have sha256 {found[:12]}…, the card says {sha256[:12]}…: not the same file")
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise UserError(f"weights {path} have sha256 {digest[:12]}…, the card says {sha256[:12]}…: not the same file")
     try:
         tensors = load_safetensors(data)
     except SafetensorError as error:

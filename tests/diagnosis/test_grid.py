@@ -385,10 +385,10 @@ def test_the_files_hold_the_known_numbers(tmp_path: Path) -> None:
 
 
 def test_the_plot_draws_both_gradients_from_the_clean_accuracy_down(tmp_path: Path) -> None:
-    from robustbench_bio.report.curves import curves, plot
+    from robustbench_bio.report.curves import curve_places, plot
 
     known = synthetic()
-    figure = plot(known, "linf", curves(known)["linf"])
+    figure = plot(known, "linf", curve_places(known)["linf"])
     panels = {panel.get_title(): panel for panel in figure.axes}
     drawn = {
         name: {line.get_linestyle(): line.get_xydata().tolist() for line in panel.get_lines()}

@@ -759,7 +759,7 @@ def test_browser_compares_two_networks(visit: Callable[..., Any]) -> None:
         told = float(page.locator("#sentence").get_attribute("data-p"))
         assert told == pytest.approx(paired_p(len(only_a), len(only_b)), rel=1e-9)
         assert page.locator("#list-a").text_content() == (", ".join(map(str, only_a)) or "none")
-        squares = page.locator("#strip-a path.stands").get_attribute("d").count("M")
+        squares = page.locator("#strip-a path.robust").get_attribute("d").count("M")
         assert squares == sum(entries[a])
         assert page.locator("#strip-b path.differs").get_attribute("d").count("M") == len(only_a) + len(only_b)
     page.get_by_role("button", name="Exchange").click()

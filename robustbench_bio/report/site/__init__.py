@@ -67,28 +67,28 @@ def _refuse_others(out: Path) -> None:
     remedy = "name another folder with --out"
     if not out.is_dir():
         raise UserError(f"expected a folder for the site, got the file {out}: {remedy}")
-    here = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir() or path.is_symlink()}
-    here = {name for name in here if PurePosixPath(name).name not in LITTER}
-    if not here:
+    present = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir() or path.is_symlink()}
+    present = {name for name in present if PurePosixPath(name).name not in LITTER}
+    if not present:
         return
     try:
         known = {*json.loads((out / MARKER).read_text(encoding="utf-8"))["files"], MARKER}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"expected a site built before in {out}, got a folder of something else: {remedy}") from None
-    if strange := sorted(here - known):
+    if strange := sorted(present - known):
         raise UserError(f"expected only the site in {out}, got also {strange[0]}: move it away or {remedy}")
 
 
 def _swap(fresh: Path, out: Path) -> None:
     """Put the new folder where the old one is, or leave the old one there."""
     old = fresh.with_name(f"{fresh.name}.old")
-    there = out.exists()
-    if there:
+    existed = out.exists()
+    if existed:
         out.rename(old)
     try:
         fresh.rename(out)
     except OSError:
-        if there:
+        if existed:
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -135,19 +135,19 @@ def _pages(
     """Yield path and text of every file."""
     environment = _environment()
     shown = [(board, places[name]) for name, (board, _) in boards.items()]
-    rows = [place for _, found in shown for place in found]
+    rows = [place for _, entries in shown for place in entries]
     latest = max((views.day(place.entry.provenance.created) for place in rows), default="")
     environment.globals.update(latest=latest, version=__version__, level=f"{LEVEL:g}")
     yield "index.html", _render(
         environment, "index", shown=shown, rows=rows, choices=_choices(rows),
         data=views.inlined([views.index_row(place) for place in rows]),
     )  # fmt: skip
-    contests = [views.contest(board, found) for board, found in shown]
+    contests = [views.contest(board, entries) for board, entries in shown]
     yield "compare.html", _render(environment, "compare", data=views.inlined(contests))
-    for board, found in shown:
-        for place in found:
+    for board, entries in shown:
+        for place in entries:
             others = [other for other in rows if other.entry.model == place.entry.model and other.board != board]
-            rivals = [other for other in found if other is not place]
+            rivals = [other for other in entries if other is not place]
             rival = min(rivals, key=lambda other: abs(other.order - place.order), default=None)
             yield place.page, _model_page(environment, place, others, rival)
             yield place.page.removesuffix("html") + "json", place.entry.canonical() + "\n"

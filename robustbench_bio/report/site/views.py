@@ -88,14 +88,14 @@ def settings(measured: Measured) -> str:
 def entry_curves(entry: Entry) -> list[plots.Curve]:
     """Return every attack that was run at several radii, with its gradients."""
     clean = plots.Point(0.0, int(bits(entry.measurements[0].clean, entry.n).sum()), entry.n)
-    found: dict[tuple[str, ...], dict[str, list[plots.Point]]] = {}
+    attacks: dict[tuple[str, ...], dict[str, list[plots.Point]]] = {}
     for measured in entry.measurements:
         spec = measured.spec
         if spec.eps > 0:
             key = (spec.norm, spec.attack, spec.backend, repr(sorted(spec.params.items())), settings(measured))
-            points = found.setdefault(key, {}).setdefault(spec.gradient, [clean])
+            points = attacks.setdefault(key, {}).setdefault(spec.gradient, [clean])
             points.append(plots.Point(spec.eps, int(bits(measured.robust, entry.n).sum()), entry.n))
-    many = {key: lines for key, lines in found.items() if len({p.eps for ps in lines.values() for p in ps}) > 2}
+    many = {key: lines for key, lines in attacks.items() if len({p.eps for ps in lines.values() for p in ps}) > 2}
     return [
         plots.Curve(
             ", ".join(filter(None, (attack, "" if backend == "native" else backend, text))),
@@ -124,8 +124,8 @@ def largest_gap(curve: plots.Curve) -> str:
     gap, eps = max(gaps)
     where = f"at {curve.norm} {format_eps(eps, curve.norm)}"
     if gap <= 0:
-        return "Nowhere does the rules’ gradient leave more examples standing than the exact one."
-    return f"The rules’ gradient leaves up to {100 * gap:.1f} points more standing than the exact one ({where})."
+        return "Nowhere does the rules’ gradient leave more examples robust than the exact one."
+    return f"The rules’ gradient leaves up to {100 * gap:.1f} points more robust than the exact one ({where})."
 
 
 def value_text(value: Any) -> str:
@@ -169,8 +169,8 @@ def day(created: str) -> str:
 
 def reference_address(reference: str) -> str:
     """Return the address of an arXiv reference, the only kind that becomes a link; "" for any other text."""
-    found = re.search(r"arXiv[:\s]\s*(\d{4}\.\d{4,5})\b", reference, re.ASCII)
-    return f"https://arxiv.org/abs/{found[1]}" if found else ""
+    arxiv = re.search(r"arXiv[:\s]\s*(\d{4}\.\d{4,5})\b", reference, re.ASCII)
+    return f"https://arxiv.org/abs/{arxiv[1]}" if arxiv else ""
 
 
 def index_row(place: Place) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def contest(board: Board, places: Iterable[Place]) -> dict[str, Any]:
                 "n": place.entry.n,
                 "slice": place.entry.measurements[0].spec.data_sha256,
                 "clean": place.entry.measurements[0].clean,
-                "stands": pack(place.entry.stands()),
+                "robust": pack(place.entry.stands()),
             }
             for place in places
         ],
@@ -225,11 +225,11 @@ def inlined(document: Any) -> Markup:
 
 def measured_rows(entry: Entry) -> list[dict[str, Any]]:
     """Return one row for each measurement, those that rank first."""
-    found = []
+    rows = []
     for measured in sorted(entry.measurements, key=lambda m: not ranks(entry, m)):
         spec, count = measured.spec, int(bits(measured.robust, entry.n).sum())
         interval = plots.interval(count, entry.n)
-        found.append(
+        rows.append(
             {
                 "ranks": ranks(entry, measured),
                 "attack": spec.attack if spec.backend == "native" else f"{spec.attack} ({spec.backend})",
@@ -244,4 +244,4 @@ def measured_rows(entry: Entry) -> list[dict[str, Any]]:
                 "seconds": f"{measured.seconds:,.1f}",
             }
         )
-    return found
+    return rows
