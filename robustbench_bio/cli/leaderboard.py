@@ -88,10 +88,15 @@ def verify(
         with terminal.progress_shown(f"verifying {one.name}") as progress:
             reports.append(
                 work.verify(
-                    one, folders, models=models, fraction=fraction, seed=seed, jobs=jobs or os.cpu_count() or 1,
+                    one,
+                    folders,
+                    models=models,
+                    fraction=fraction,
+                    seed=seed,
+                    jobs=jobs or os.cpu_count() or 1,
                     progress=progress,
                 )
-            )  # fmt: skip
+            )
     if as_json:
         terminal.print_document({"boards": [report.document() for report in reports]})
     else:

@@ -50,11 +50,21 @@ def search(
     from robustbench_bio.zoo.card_options import parse_pairs
 
     order = searches.Order(
-        space=space, engine=engine, dataset=dataset, channels=channels, layers=layers, seed=seed, fitness=fitness,
+        space=space,
+        engine=engine,
+        dataset=dataset,
+        channels=channels,
+        layers=layers,
+        seed=seed,
+        fitness=fitness,
         params=parse_pairs([*(change or []), *([] if epochs is None else [f"epochs={epochs}"])]),
-        executor=executor, workers=workers, device=pick_device(device), precision=precision,
-        data_root=data_root, data_file=data_file,
-    )  # fmt: skip
+        executor=executor,
+        workers=workers,
+        device=pick_device(device),
+        precision=precision,
+        data_root=data_root,
+        data_file=data_file,
+    )
     folder = out_dir or Path("runs") / f"search-{Path(space).stem}-{engine}-{Path(dataset).stem}"
     with terminal.progress_shown("searching") as progress:
         run = searches.search(order, folder, max_minutes=max_minutes, progress=progress)

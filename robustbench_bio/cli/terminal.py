@@ -49,9 +49,15 @@ def progress_shown(what: str, *, late: bool = False, epochs: bool = False) -> It
     if not err.is_terminal:
         yield _Lines(what, each_text=epochs)
         return
-    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn(),
-               bars.TimeElapsedColumn(), bars.TextColumn("left"), bars.TimeRemainingColumn(),
-               bars.TextColumn("{task.fields[line]}", markup=False))  # fmt: skip
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.fields[line]}", markup=False),
+    )
     bar = bars.Progress(*columns, console=err, transient=True, speed_estimate_period=_SPEED_PERIOD)
     task = bar.add_task(what, total=None, line="")
     begun = time.monotonic()

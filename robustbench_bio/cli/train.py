@@ -34,13 +34,17 @@ def train(
     from robustbench_bio.diagnosis.campaign import pick_device
     from robustbench_bio.report import training as report
     from robustbench_bio.training import run as runs
-    from robustbench_bio.zoo import card_options as recipes
-    from robustbench_bio.zoo import catalog
+    from robustbench_bio.zoo import card_options, catalog
 
-    card = recipes.prepare(
-        model=model, genotype=genotype, rule=rule, dataset=dataset, name=name, seed=seed,
+    card = card_options.prepare(
+        model=model,
+        genotype=genotype,
+        rule=rule,
+        dataset=dataset,
+        name=name,
+        seed=seed,
         changes=[*(change or []), *([f"recipe.epochs={epochs}"] if epochs else [])],
-    )  # fmt: skip
+    )
     folder = out_dir or Path("runs") / f"{card.id}-{Path(dataset).stem}"
     with terminal.progress_shown("training", epochs=True) as progress:
         run = runs.train_card(

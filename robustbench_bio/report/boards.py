@@ -61,8 +61,11 @@ def table(board: Board, rows: Sequence[Row]) -> Table:
         title=f"{board.title} (test, n = {board.n_examples})",
         caption=f"worst case over all attacks and gradients, Wilson 95 % interval; rows whose ranks overlap in a range "
         f"are not told apart by a paired test (exact McNemar, two-sided, {LEVEL:g})",
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False,
-    )  # fmt: skip
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     for head in ("rank", "model", "clean %", f"worst case %, {_threat(board)}", "verdict"):
         shown.add_column(head, no_wrap=True, justify="left" if head in {"model", "verdict"} else "right")
     shown.add_column("rules", overflow="fold")
@@ -78,14 +81,39 @@ def as_csv(board: Board, rows: Sequence[Row]) -> str:
     """Return the board as CSV; accuracies are fractions."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["board", "best_rank", "worst_rank", "model", "title", "rules", "clean_accuracy", "worst_case",
-                     "ci_low", "ci_high", "verdict", "n"])  # fmt: skip
+    writer.writerow(
+        [
+            "board",
+            "best_rank",
+            "worst_rank",
+            "model",
+            "title",
+            "rules",
+            "clean_accuracy",
+            "worst_case",
+            "ci_low",
+            "ci_high",
+            "verdict",
+            "n",
+        ]
+    )
     for row in rows:
         entry = row.entry
         writer.writerow(
-            [board.name, row.best, row.worst, entry.model, _no_formula(entry.card.title), _no_formula(rule_shares(row)),
-             entry.scores.clean_accuracy, entry.scores.worst_case, *entry.scores.ci95, _verdict(row), entry.n]
-        )  # fmt: skip
+            [
+                board.name,
+                row.best,
+                row.worst,
+                entry.model,
+                _no_formula(entry.card.title),
+                _no_formula(rule_shares(row)),
+                entry.scores.clean_accuracy,
+                entry.scores.worst_case,
+                *entry.scores.ci95,
+                _verdict(row),
+                entry.n,
+            ]
+        )
     return text.getvalue()
 
 

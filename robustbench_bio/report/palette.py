@@ -97,9 +97,7 @@ def dashes(style: str) -> tuple[int, int] | None:
 
 def style_sheet() -> str:
     """Return the palette as CSS: a variable for each colour, `--own` in each style, and the looks."""
-    light, dark = (
-        " ".join(f"--{name}: {shade[side]};" for name, shade in COLOURS.items()) for side in (0, 1)
-    )  # fmt: skip
+    light, dark = (" ".join(f"--{name}: {shade[side]};" for name, shade in COLOURS.items()) for side in (0, 1))
     lines = [f":root {{ {light} }}", f"@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"]
     # What the palette does not know, such as a rule of somebody else's, has the text's colour.
     lines.append(".edge, .tip, .port { --own: var(--ink); }")

@@ -74,9 +74,13 @@ def markdown(comparison: Comparison) -> str:
 def junit(comparison: Comparison) -> str:
     """Return JUnit XML: a test for each network and question, failed where it is a regression."""
     suite = Xml.Element(
-        "testsuite", name="biorobust regress", tests=str(len(comparison.changes) + len(comparison.left_out)),
-        failures=str(len(comparison.regressions)), errors="0", skipped=str(len(comparison.left_out)),
-    )  # fmt: skip
+        "testsuite",
+        name="biorobust regress",
+        tests=str(len(comparison.changes) + len(comparison.left_out)),
+        failures=str(len(comparison.regressions)),
+        errors="0",
+        skipped=str(len(comparison.left_out)),
+    )
     for change in comparison.changes:
         case = Xml.SubElement(suite, "testcase", classname=f"biorobust.{change.pair.model}", name=change.pair.question)
         if change.regression:
@@ -92,10 +96,16 @@ def junit(comparison: Comparison) -> str:
 
 def _values(change: Change) -> list[str]:
     return [
-        change.pair.model, change.pair.question, str(len(change.pair.before)), percent(change.before),
-        percent(change.after), str(change.lost), str(change.won), f"{change.p:.2g}",
+        change.pair.model,
+        change.pair.question,
+        str(len(change.pair.before)),
+        percent(change.before),
+        percent(change.after),
+        str(change.lost),
+        str(change.won),
+        f"{change.p:.2g}",
         "regression" if change.regression else "",
-    ]  # fmt: skip
+    ]
 
 
 def _row(values: "list[str] | tuple[str, ...]") -> str:

@@ -127,19 +127,18 @@ def _artist(shape: Shape) -> Any:
 
     look, point = LOOKS[shape.style.split()[0]], 72 / _INCH
     fill, stroke = (colour(name, shape.style) if name else "none" for name in (look.fill, look.stroke))
-    drawn = {"facecolor": fill, "edgecolor": stroke, "linewidth": point * look.width if look.stroke else 0}
+    width = point * look.width if look.stroke else 0
     match shape:
-        case Box(_, left, top, width, height):
-            return Rectangle((left, top), width, height, **drawn)
+        case Box(_, left, top, across, down):
+            return Rectangle((left, top), across, down, facecolor=fill, edgecolor=stroke, linewidth=width)
         case Polygon(_, corners):
-            return FilledPolygon(corners, **drawn)
+            return FilledPolygon(corners, facecolor=fill, edgecolor=stroke, linewidth=width)
         case Line(style):
-            return _line_artist(shape, color=stroke, linewidth=point * look.width, dash=dashes(style), point=point)
+            return _line_artist(shape, color=stroke, linewidth=width, dash=dashes(style), point=point)
         case Label(_, x, y, text, centred):
-            return Text(
-                x, y, text, color=fill, fontsize=point * look.size, horizontalalignment="center" if centred else "left",
-                fontfamily="monospace" if look.mono else "sans-serif", parse_math=False,
-            )  # fmt: skip
+            family, align = "monospace" if look.mono else "sans-serif", "center" if centred else "left"
+            size = point * look.size
+            return Text(x, y, text, color=fill, fontsize=size, fontfamily=family, ha=align, parse_math=False)
 
 
 def _line_artist(line: Line, *, color: str, linewidth: float, dash: tuple[int, int] | None, point: float) -> Any:

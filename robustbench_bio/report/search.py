@@ -49,8 +49,11 @@ def table(run: Search) -> Table:
         for kind in ("normal", "reduce"):
             shown.add_row(kind, ", ".join(f"{op}←{state}" for op, state in getattr(result.genotype, kind)))
     elif result.genotype is not None:
-        shown.add_row("motifs", f"{', '.join(cell.name for cell in result.genotype.cells)}; each reads the last "
-                                f"{result.genotype.inputs} cells")  # fmt: skip
+        shown.add_row(
+            "motifs",
+            f"{', '.join(cell.name for cell in result.genotype.cells)}; each reads the last "
+            f"{result.genotype.inputs} cells",
+        )
     if result.front:
         shown.add_row("front", f"{len(result.front)} genotypes, none better than another in everything")
     if not result.finished:

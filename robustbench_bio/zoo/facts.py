@@ -188,11 +188,14 @@ def _layer_facts(net: Net, examples: tuple[Tensor, Tensor] | str, progress: Prog
         layers[spread.layer]["gradient_variance"] = _pair(spread.by_rule, spread.exact)
     return {
         "gradients measured on": {
-            "split": "train", "examples": len(x), "batches": measures.LEAST_BATCHES, "batch_size": BATCH_SIZE,
+            "split": "train",
+            "examples": len(x),
+            "batches": measures.LEAST_BATCHES,
+            "batch_size": BATCH_SIZE,
         },
         "gradient variance": _pair(variance.by_rule, variance.exact) | {"weights": variance.weights},
         LAYERS: list(layers.values()),
-    }  # fmt: skip
+    }
 
 
 def _alignment_facts(aligned: measures.LayerAlignment) -> dict[str, Any]:

@@ -132,6 +132,11 @@ def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:
         tensors = load_safetensors(data)
     except SafetensorError as error:
         raise UserError(f"expected safetensors in {path}, got something else ({error})") from None
+    _fill(net, tensors, path)
+
+
+def _fill(net: Net, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy tensors into a network, or raise `UserError` for one that does not fit; `path` is where they come from."""
     # Older files lack the batch norms' counters, which decide nothing in eval mode.
     counters = {name for name in net.state_dict() if name.endswith(".num_batches_tracked") and name not in tensors}
     own = {name: value for name, value in net.state_dict().items() if name not in counters}

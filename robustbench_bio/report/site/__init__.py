@@ -138,10 +138,17 @@ def _pages(
     rows = [place for _, entries in shown for place in entries]
     latest = max((views.day(place.entry.provenance.created) for place in rows), default="")
     environment.globals.update(latest=latest, version=__version__, level=f"{LEVEL:g}")
-    yield "index.html", _render(
-        environment, "index", shown=shown, rows=rows, choices=_choices(rows),
-        data=views.inlined([views.index_row(place) for place in rows]),
-    )  # fmt: skip
+    yield (
+        "index.html",
+        _render(
+            environment,
+            "index",
+            shown=shown,
+            rows=rows,
+            choices=_choices(rows),
+            data=views.inlined([views.index_row(place) for place in rows]),
+        ),
+    )
     contests = [views.contest(board, entries) for board, entries in shown]
     yield "compare.html", _render(environment, "compare", data=views.inlined(contests))
     for board, entries in shown:
@@ -171,12 +178,24 @@ def _model_page(
         for curve in views.entry_curves(entry)
     ]
     return _render(
-        environment, "model", root="../../", place=place, entry=entry, board=board, others=others, rival=rival,
-        curves=curves, cells=cells.cell_drawings(entry), cell_keys=cells.cell_keys(entry),
-        rules=cells.card_rules(entry), wiring=cells.wiring(entry), measured=views.measured_rows(entry),
-        images=gallery.images(entry.gallery), card=views.card_fields(entry),
+        environment,
+        "model",
+        root="../../",
+        place=place,
+        entry=entry,
+        board=board,
+        others=others,
+        rival=rival,
+        curves=curves,
+        cells=cells.cell_drawings(entry),
+        cell_keys=cells.cell_keys(entry),
+        rules=cells.card_rules(entry),
+        wiring=cells.wiring(entry),
+        measured=views.measured_rows(entry),
+        images=gallery.images(entry.gallery),
+        card=views.card_fields(entry),
         provenance=list(views.fields(entry.provenance.model_dump(mode="json"))),
-    )  # fmt: skip
+    )
 
 
 def _environment() -> jinja2.Environment:
@@ -184,8 +203,16 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filters = (percent, views.bounds, views.board_threat, views.value_text, views.reference_address,
-               gallery.magnified, gallery.followed, cells.card_rules)  # fmt: skip
+    filters = (
+        percent,
+        views.bounds,
+        views.board_threat,
+        views.value_text,
+        views.reference_address,
+        gallery.magnified,
+        gallery.followed,
+        cells.card_rules,
+    )
     environment.filters.update({function.__name__: function for function in filters})
     environment.globals.update(interval_bar=plots.interval_bar, interval_axis=plots.interval_axis)
     return environment

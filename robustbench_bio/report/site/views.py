@@ -80,8 +80,9 @@ def settings(measured: Measured) -> str:
     """Return an attack's parameters as text, without those left to the attack."""
     texts = (
         f"{name} {json.dumps(v) if isinstance(v, bool) else f'{v:,}' if isinstance(v, int) else v}"
-        for name, v in measured.spec.params.items() if v is not None
-    )  # fmt: skip
+        for name, v in measured.spec.params.items()
+        if v is not None
+    )
     return ", ".join(texts)
 
 
@@ -117,8 +118,9 @@ def largest_gap(curve: plots.Curve) -> str:
     exact = {point.eps: point for point in curve.lines.get("exact", [])}
     gaps = [
         ((rule.robust - exact[rule.eps].robust) / rule.n, rule.eps)
-        for rule in curve.lines.get("rule", []) if rule.eps and rule.eps in exact
-    ]  # fmt: skip
+        for rule in curve.lines.get("rule", [])
+        if rule.eps and rule.eps in exact
+    ]
     if not gaps:
         return ""
     gap, eps = max(gaps)
