@@ -71,11 +71,11 @@ def run(job: Job) -> dict[str, Any]:
         return kept  # type: ignore[no-any-return]
     from robustbench_bio.core.files import write_atomically
     from robustbench_bio.training import run as runs
-    from robustbench_bio.zoo import card_options as recipes
+    from robustbench_bio.zoo import card_options
 
     started = time.perf_counter()
     cells, rule = ARMS[job.arm]
-    card = recipes.prepare(
+    card = card_options.card_from_options(
         model=None, genotype=genotype(job, cells), rule=f"random:{job.seed}" if rule == "random" else rule,
         dataset=job.dataset, name=f"{job.arm}-s{job.seed}", seed=job.seed,
         changes=[

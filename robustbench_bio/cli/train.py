@@ -36,7 +36,7 @@ def train(
     from robustbench_bio.training import run as runs
     from robustbench_bio.zoo import card_options, catalog
 
-    card = card_options.prepare(
+    card = card_options.card_from_options(
         model=model,
         genotype=genotype,
         rule=rule,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from robustbench_bio.records.genotype import PLAIN_OPERATIONS, SUFFIXES, Edge, Genotype, Primitive, parse_primitive
-from robustbench_bio.report.layout import Circuit, Drawing, Wire, laid_out
+from robustbench_bio.report.layout import Circuit, Drawing, Wire, lay_out
 from robustbench_bio.report.rendering import Key, write_sheet
 
 #: Rule of an edge whose rule neither genotype nor card tells, such as one that was drawn at random.
@@ -37,7 +37,7 @@ def cell(edges: Sequence[Edge], concat: Sequence[int], rule: str = "") -> Drawin
         return Wire(shown, edge.state, f"r-{owner or 'none'}")
 
     nodes = [[wire(edge) for edge in edges[i : i + 2]] for i in range(0, len(edges), 2)]
-    return laid_out(Circuit(("c k−2", "c k−1"), nodes, concat, {}))
+    return lay_out(Circuit(("c k−2", "c k−1"), nodes, concat, {}))
 
 
 def both_cells(genotype: Genotype, rule: str = "") -> list[tuple[str, Drawing]]:

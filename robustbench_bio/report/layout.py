@@ -124,7 +124,7 @@ def _towards(corner: Corner, other: Corner) -> Corner:
     return x + _ROUND * ((to_x > x) - (to_x < x)), y + _ROUND * ((to_y > y) - (to_y < y))
 
 
-def laid_out(circuit: Circuit) -> Drawing:
+def lay_out(circuit: Circuit) -> Drawing:
     """Return a circuit as shapes: inputs left, nodes down a staircase, the output right.
 
     A line leaves its source along a lane of its own above all later nodes and drops in the gap before its target, so

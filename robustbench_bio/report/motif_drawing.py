@@ -5,7 +5,7 @@ from pathlib import Path
 
 from robustbench_bio.records.genotype import Edge
 from robustbench_bio.records.motifs import Motif, MotifGenotype, parse_link
-from robustbench_bio.report.layout import INHIBITS, Circuit, Drawing, Wire, laid_out
+from robustbench_bio.report.layout import INHIBITS, Circuit, Drawing, Wire, lay_out
 from robustbench_bio.report.rendering import Key, write_sheet
 
 #: Class of a link's style, by sign; links without weights have that of edges without weights.
@@ -30,7 +30,7 @@ def motif_circuit(motif: Motif) -> Drawing:
     nodes = [[wire(link) for link in node if link.op != "none"] for node in motif.nodes]
     back = {i: wire(link) for i, link in enumerate(motif.feedback, 1) if link.op != "none"}
     states = range(motif.inputs, motif.inputs + len(nodes))
-    return laid_out(Circuit([f"in {i}" for i in range(motif.inputs)], nodes, states, back))
+    return lay_out(Circuit([f"in {i}" for i in range(motif.inputs)], nodes, states, back))
 
 
 def placed_motifs(genotype: MotifGenotype, reductions: frozenset[int]) -> list[tuple[str, Motif]]:

@@ -11,7 +11,7 @@ from robustbench_bio.records.threat import parse_eps
 from robustbench_bio.zoo import catalog
 
 
-def prepare(
+def card_from_options(
     *,
     model: str | None,
     genotype: str | None,

@@ -163,7 +163,9 @@ def packed(net: Net) -> bytes:
     return save_safetensors({name: half(tensor) for name, tensor in net.state_dict().items()})
 
 
-def save(card: ModelCard, dataset: str, entry: TrainedNet, net: Net, folder: Path, weights_folder: Path) -> ModelCard:
+def save_trained(
+    card: ModelCard, dataset: str, entry: TrainedNet, net: Net, folder: Path, weights_folder: Path
+) -> ModelCard:
     """Write a trained network's weights, then the card that names their hash; return that card.
 
     Args:

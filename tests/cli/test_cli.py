@@ -45,6 +45,23 @@ class Said(NamedTuple):
 Call = Callable[..., Said]
 
 
+@dataclass
+class Clock:
+    """Stands in for the module `time`."""
+
+    now: float = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(terminal, "time", clock)
+    return clock
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     """Return a caller of `biorobust` in this process, in an empty working directory."""
@@ -424,7 +441,7 @@ def test_what_is_shown_of_a_mixed_network_are_numbers_that_fit_together(call: Ca
 
 
 def test_the_table_of_a_network_has_a_row_for_each_layer(
-    call: Call, trained_card: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, trained_card: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     said = call("show", trained_card)
@@ -475,7 +492,7 @@ def test_data_that_is_not_here_is_said_and_not_downloaded(
     card = ModelCard(
         id="colour", title="Colour", rule="usf", net={"name": "mlp", "hidden": []}, datasets={"cifar10": entry}
     )
-    zoo.save(card, "cifar10", entry, zoo.network(card, entry, open_dataset("cifar10")), tmp_path, tmp_path)
+    zoo.save_trained(card, "cifar10", entry, zoo.network(card, entry, open_dataset("cifar10")), tmp_path, tmp_path)
 
     def blocked(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("a download was tried")
@@ -497,23 +514,6 @@ def test_data_that_is_not_here_is_said_and_not_downloaded(
     np.savez(packed, train_images=images[:99], train_labels=labels[:99], test_images=images, test_labels=labels)
     facts = call(*show, "--data-file", packed, "--json").document
     assert facts["gradients measured on"].startswith("nothing: expected n_examples in 1..99")
-
-
-@dataclass
-class Clock:
-    """Stands in for the module `time`."""
-
-    now: float = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(terminal, "time", clock)
-    return clock
 
 
 def stderr_of(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> io.StringIO:
@@ -593,7 +593,7 @@ def test_a_network_is_trained_shown_and_evaluated(call: Call, tmp_path: Path) ->
 
 def test_a_card_to_train_anew_claims_no_earlier_training(trained_card: Path) -> None:
     before = ModelCard.from_toml(trained_card.read_text(), "card").datasets["digits"]
-    card = card_options.prepare(
+    card = card_options.card_from_options(
         model=str(trained_card), genotype=None, rule="usf", dataset="digits", name="new", seed=4,
         changes=["recipe.lr=1/8", "net.hidden=[7, 8]", "rules.init=kaiming", "recipe.grad_clip=none",
                  "recipe.flip=true"],
@@ -694,7 +694,7 @@ def test_the_installed_script_runs(tmp_path: Path) -> None:
     assert list(json.loads(done.stdout)["models"]) == catalog.model_ids()
 
 
-def test_the_bar_stays_away_from_what_is_no_terminal(call: Call, trained_card: Path) -> None:
+def test_the_bar_stays_away_from_what_is_no_terminal(call: Call, trained_card: Path, clock: Clock) -> None:
     assert call("eval", "--model", trained_card, *FAST).err == ""
 
 

@@ -67,7 +67,7 @@ def cards(trained_card: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     plain = zoo.network(bp, bp.datasets["digits"], zoo.open_dataset("digits"))
     own = net.state_dict()
     plain.load_state_dict({name: own[name] for name in plain.state_dict()})
-    zoo.save(bp, "digits", bp.datasets["digits"], plain, folder, folder)
+    zoo.save_trained(bp, "digits", bp.datasets["digits"], plain, folder, folder)
     return paths
 
 

@@ -210,7 +210,7 @@ def _environment() -> jinja2.Environment:
         views.value_text,
         views.reference_address,
         gallery.magnified,
-        gallery.followed,
+        gallery.followed_gradient,
         cells.card_rules,
     )
     environment.filters.update({function.__name__: function for function in filters})

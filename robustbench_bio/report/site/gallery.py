@@ -40,7 +40,7 @@ def magnified(gallery: Gallery) -> str:
     return f"{127 / (255 * gallery.eps):.3g}"
 
 
-def followed(entry: Entry) -> str:
+def followed_gradient(entry: Entry) -> str:
     """Return what the gallery's attack followed: the exact, or for a network with thresholds a surrogate."""
     soft = any(measured.spec.gradient.startswith("surrogate:") for measured in entry.measurements)
     return "a surrogate" if soft else "the exact"
