@@ -33,7 +33,7 @@ def diagnose(
     from robustbench_bio.report import tables as report
 
     threat, settings = Threat.checked(norm, eps), read_settings(seed=seed, device=device)
-    with terminal.bar("diagnosing") as progress:
+    with terminal.progress_shown("diagnosing") as progress:
         diagnosis = diagnose_model(
             model,
             DataSource(dataset, data_root, data_file),
@@ -45,4 +45,4 @@ def diagnose(
             progress=progress,
         )
     document = {"model": model, "dataset": dataset} | diagnosis.document()
-    terminal.show(as_json, document, report.diagnosis_table(model, diagnosis))
+    terminal.print_result(as_json, document, report.diagnosis_table(model, diagnosis))

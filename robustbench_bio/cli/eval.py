@@ -49,7 +49,7 @@ def evaluate(
     threats = Threat.several(norm, eps)
     settings = read_settings(seed=seed, batch_size=batch_size, precision=precision, device=device)
     store = Store(out_dir or default_home() / "results")
-    with terminal.bar("attacking") as progress:
+    with terminal.progress_shown("attacking") as progress:
         plan = eval_plan(
             model,
             DataSource(dataset, data_root, data_file),
@@ -60,4 +60,4 @@ def evaluate(
         )
         [assessment] = assess(plan, threats[0], store=store, progress=progress)
     results, diagnosis = assessment.measured, assessment.diagnosis
-    terminal.show(as_json, report.eval_document(results, diagnosis), report.eval_table(results, diagnosis))
+    terminal.print_result(as_json, report.eval_document(results, diagnosis), report.eval_table(results, diagnosis))

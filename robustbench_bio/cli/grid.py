@@ -35,7 +35,7 @@ def grid(
 
     folder = out_dir or default_home() / "results"
     chosen, settings = catalog.preset(preset), read_settings(seed=seed, device=device)
-    with terminal.bar("attacking") as progress:
+    with terminal.progress_shown("attacking") as progress:
         asked = preset_plan(
             chosen, models, DataSource(dataset, data_root, data_file), n_examples=n_examples, settings=settings
         )
@@ -43,6 +43,6 @@ def grid(
             terminal.err.print(f"{label} is skipped: {reason}")
         done = run_grid(asked, Store(folder), progress)
     files = report.write(done, folder / f"grid-{chosen.name}")
-    terminal.show(as_json, report.document(done, files), report.table(done))
+    terminal.print_result(as_json, report.document(done, files), report.table(done))
     if not as_json:
         terminal.out.print(f"written to {files[0].parent}: {', '.join(path.name for path in files)}", highlight=False)

@@ -30,26 +30,22 @@ def show(
 ) -> None:
     """Print the ranking of a board; rows that no paired test tells apart share a range of ranks."""
     from robustbench_bio.leaderboard.ranking import rank_entries
-    from robustbench_bio.report import boards as shows
+    from robustbench_bio.report import boards as report
     from robustbench_bio.zoo import catalog
 
-    if form not in shows.FORMATS:
-        raise UserError(unknown("format", form, list(shows.FORMATS)))
-    names = [board] if board else catalog.board_names(leaderboards)
-    found = []
-    for name in names:
-        one = catalog.board(name, leaderboards)
-        found.append((one, rank_entries([catalog.entry(path) for path in catalog.entry_files(name, leaderboards)])))
+    if form not in report.FORMATS:
+        raise UserError(unknown("format", form, list(report.FORMATS)))
+    chosen = catalog.boards_with_entries(board, leaderboards).values()
+    rankings = [(one, rank_entries(entries)) for one, entries in chosen]
     if as_json:
-        documents = [shows.document(one, rows) for one, rows in found]
-        terminal.document(documents[0] if len(documents) == 1 else {"boards": documents})
+        documents = [report.document(*ranking) for ranking in rankings]
+        terminal.print_document(documents[0] if len(documents) == 1 else {"boards": documents})
         return
-    texts = {"csv": shows.as_csv, "markdown": shows.markdown, "latex": shows.latex}
-    for one, rows in found:
+    for ranking in rankings:
         if form == "table":
-            terminal.out.print(shows.table(one, rows))
+            terminal.out.print(report.table(*ranking))
         else:
-            sys.stdout.write(texts[form](one, rows))
+            sys.stdout.write(report.TEXTS[form](*ranking))
 
 
 @leaderboard.command()
@@ -63,18 +59,10 @@ def build(
     from robustbench_bio.report import site
     from robustbench_bio.zoo import catalog
 
-    names = [board] if board else catalog.board_names(leaderboards)
-    boards = {
-        name: (
-            catalog.board(name, leaderboards),
-            [catalog.entry(path) for path in catalog.entry_files(name, leaderboards)],
-        )
-        for name in names
-    }
-    with terminal.late_bar("building") as progress:
-        paths = site.build(boards, out_dir, progress)
+    with terminal.progress_shown("building", late=True) as progress:
+        paths = site.build(catalog.boards_with_entries(board, leaderboards), out_dir, progress)
     if as_json:
-        terminal.document({"folder": str(out_dir), "files": len(paths)})
+        terminal.print_document({"folder": str(out_dir), "files": len(paths)})
     else:
         terminal.out.print(f"{len(paths)} files: open {out_dir / 'index.html'}", highlight=False, soft_wrap=True)
 
@@ -97,15 +85,20 @@ def verify(
     folders = Folders.of(zoo, leaderboards)
     reports = []
     for one in folders.boards(board):
-        with terminal.bar(f"verifying {one.name}") as progress:
+        with terminal.progress_shown(f"verifying {one.name}") as progress:
             reports.append(
                 work.verify(
-                    one, folders, models=models, fraction=fraction, seed=seed, jobs=jobs or os.cpu_count() or 1,
+                    one,
+                    folders,
+                    models=models,
+                    fraction=fraction,
+                    seed=seed,
+                    jobs=jobs or os.cpu_count() or 1,
                     progress=progress,
                 )
-            )  # fmt: skip
+            )
     if as_json:
-        terminal.document({"boards": [report.document() for report in reports]})
+        terminal.print_document({"boards": [report.document() for report in reports]})
     else:
         for report in reports:
             for line in work.lines(report):
@@ -128,6 +121,6 @@ def migrate(
     folders = Folders.of(zoo, leaderboards)
     changed = [path for one in folders.boards(board) for path in bring_up_to_date(one, folders)]
     if as_json:
-        terminal.document({"files": [str(path) for path in changed]})
+        terminal.print_document({"files": [str(path) for path in changed]})
     else:
         terminal.out.print(f"{len(changed)} entries brought up to date", highlight=False)

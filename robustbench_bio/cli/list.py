@@ -2,8 +2,6 @@
 
 from enum import StrEnum
 
-from rich.table import Table
-
 from robustbench_bio.cli import terminal
 from robustbench_bio.cli.options import AsJson
 
@@ -25,12 +23,8 @@ class Kind(StrEnum):
 
 def list_members(kind: Kind, as_json: AsJson = False) -> None:
     """List models, attacks, rules, data sets, genotypes, presets, networks, spaces, engines or boards."""
-    from robustbench_bio.report import description as describe
+    from robustbench_bio.report.description import listing
+    from robustbench_bio.report.description_text import listing_table
 
-    rows = describe.listing(kind.value)
-    table = Table(title=kind.value)
-    table.add_column("name", no_wrap=True)
-    table.add_column("what it is")
-    for name, line in rows.items():
-        table.add_row(name, line)
-    terminal.show(as_json, {kind.value: rows}, table)
+    lines = listing(kind.value)
+    terminal.print_result(as_json, {kind.value: lines}, listing_table(kind.value, lines))

@@ -34,15 +34,15 @@ def regress(
 
     part, limits = work.Part(attacks, n_examples, fraction, seed), work.Limits(alpha, min_drop)
     if candidate is not None:
-        found = work.between(baseline, candidate, models=models, part=part, limits=limits)
+        comparison = work.between(baseline, candidate, models=models, part=part, limits=limits)
     else:
-        with terminal.bar("measuring") as progress:
-            found = work.against_checkout(
+        with terminal.progress_shown("measuring") as progress:
+            comparison = work.against_checkout(
                 baseline, Folders.of(zoo), models=models, part=part, limits=limits, progress=progress
             )
     for path, text in ((junit, regress_report.junit), (markdown, regress_report.markdown)):
         if path is not None:
-            write_atomically(path, text(found).encode())
-    terminal.show(as_json, regress_report.document(found), regress_report.table(found))
-    if found.regressions:
+            write_atomically(path, text(comparison).encode())
+    terminal.print_result(as_json, regress_report.document(comparison), regress_report.table(comparison))
+    if comparison.regressions:
         raise typer.Exit(1)

@@ -50,15 +50,25 @@ def search(
     from robustbench_bio.zoo.card_options import parse_pairs
 
     request = searches.SearchRequest(
-        space=space, engine=engine, dataset=dataset, channels=channels, layers=layers, seed=seed, fitness=fitness,
+        space=space,
+        engine=engine,
+        dataset=dataset,
+        channels=channels,
+        layers=layers,
+        seed=seed,
+        fitness=fitness,
         params=parse_pairs([*(change or []), *([] if epochs is None else [f"epochs={epochs}"])]),
-        executor=executor, workers=workers, device=pick_device(device), precision=precision,
-        data_root=data_root, data_file=data_file,
-    )  # fmt: skip
+        executor=executor,
+        workers=workers,
+        device=pick_device(device),
+        precision=precision,
+        data_root=data_root,
+        data_file=data_file,
+    )
     folder = out_dir or Path("runs") / f"search-{Path(space).stem}-{engine}-{Path(dataset).stem}"
-    with terminal.bar("searching") as progress:
+    with terminal.progress_shown("searching") as progress:
         run = searches.run_search(request, folder, max_minutes=max_minutes, progress=progress)
     report.draw_search(run)
-    terminal.show(as_json, report.document(run), report.table(run))
+    terminal.print_result(as_json, report.document(run), report.table(run))
     if not as_json and (command := report.next_command(run)):
         terminal.out.print(f"train it: {command}", highlight=False, soft_wrap=True)

@@ -36,23 +36,15 @@ def submit(
     from robustbench_bio.leaderboard import submit as work
     from robustbench_bio.leaderboard.folders import Folders
     from robustbench_bio.leaderboard.submission import Order
+    from robustbench_bio.report import submission as report
 
     order = Order(weights, genotype, train, replace)
-    with terminal.bar("measuring") as progress:
+    with terminal.progress_shown("measuring") as progress:
         done = work.submit(
             models, board, Folders.of(zoo, leaderboards), order, out=out_dir, device=device, progress=progress
         )
-    paths = [path for one in done for path in one.paths]
     if as_json:
-        entries = [{"model": one.entry.model, **one.entry.scores.model_dump(mode="json"),
-                    "verdict": one.entry.finding and one.entry.finding.verdict} for one in done]  # fmt: skip
-        terminal.document({"board": board, "entries": entries, "files": [str(path) for path in paths]})
+        terminal.print_document(report.document(board, done))
         return
-    for one in done:
-        scores, finding = one.entry.scores, one.entry.finding
-        terminal.out.print(
-            f"{one.entry.model}: clean {100 * scores.clean_accuracy:.1f} %, worst case {100 * scores.worst_case:.1f} % "
-            f"[{100 * scores.ci95[0]:.1f}, {100 * scores.ci95[1]:.1f}], {finding.verdict if finding else 'no verdict'}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    terminal.out.print(f"commit: git add {' '.join(map(str, paths))}", highlight=False, soft_wrap=True)
+    for line in report.lines(done):
+        terminal.out.print(line, highlight=False, soft_wrap=True)

@@ -37,11 +37,16 @@ def train(
     from robustbench_bio.zoo import card_options, catalog
 
     card = card_options.card_from_options(
-        model=model, genotype=genotype, rule=rule, dataset=dataset, name=name, seed=seed,
+        model=model,
+        genotype=genotype,
+        rule=rule,
+        dataset=dataset,
+        name=name,
+        seed=seed,
         changes=[*(change or []), *([f"recipe.epochs={epochs}"] if epochs else [])],
-    )  # fmt: skip
+    )
     folder = out_dir or Path("runs") / f"{card.id}-{Path(dataset).stem}"
-    with terminal.bar("training") as progress:
+    with terminal.progress_shown("training", epochs=True) as progress:
         run = runs.train_card(
             card,
             dataset,
@@ -54,4 +59,4 @@ def train(
             progress=progress,
         )
     report.draw_history(run.training.history, folder)
-    terminal.show(as_json, report.document(run), report.table(run))
+    terminal.print_result(as_json, report.document(run), report.table(run))

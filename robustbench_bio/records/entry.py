@@ -4,7 +4,7 @@ import base64
 import binascii
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from robustbench_bio.records.board import MAX_EXAMPLES
 from robustbench_bio.records.card import ModelCard
 from robustbench_bio.records.diagnosis import Verdict
 from robustbench_bio.records.genotype import Genotype
+from robustbench_bio.records.kinds import kind_of
 from robustbench_bio.records.motifs import MotifGenotype
 from robustbench_bio.records.result import EvalSpec, Outcomes, Provenance, Result
 from robustbench_bio.records.threat import Threat
@@ -33,16 +34,9 @@ def _bytes(text: str) -> str:
 Base64 = Annotated[str, AfterValidator(_bytes)]
 
 
-def _kind(found: Any) -> str:
-    """Tell cells from motifs: only the latter name their kind, in files as in TOML."""
-    if isinstance(found, dict):
-        return "cells" if found.get("kind") is None else "motifs"
-    return "motifs" if isinstance(found, MotifGenotype) else "cells"
-
-
 #: A genotype of either kind; its errors name the one that it is read as.
 EitherGenotype = Annotated[
-    Annotated[Genotype, Tag("cells")] | Annotated[MotifGenotype, Tag("motifs")], Discriminator(_kind)
+    Annotated[Genotype, Tag("cells")] | Annotated[MotifGenotype, Tag("motifs")], Discriminator(kind_of)
 ]
 
 

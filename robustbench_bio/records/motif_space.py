@@ -1,14 +1,18 @@
 """Search spaces of motifs: the circuits that a genome may name. Loads no torch by itself."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
+from robustbench_bio.core.toml import parse_toml, read_text
 from robustbench_bio.records.base import Identifier, Record, first_error
 from robustbench_bio.records.genotype import Edge
+from robustbench_bio.records.kinds import kind_of
 from robustbench_bio.records.motifs import MAX_CELLS, Motif
+from robustbench_bio.records.space import Space
 
 #: Genes of a cell: its motif, then a kernel for each link, and one for all feedback.
 BLOCK = 20
@@ -110,3 +114,13 @@ class MotifSpace(Record):
             if listed.name == name:
                 return listed.motif
         raise UserError(unknown("motif", name, [listed.name for listed in self.motifs]))
+
+
+def read_space(path: Path) -> Space | MotifSpace:
+    """Read a search space of either kind from a TOML file; raises `UserError` naming the file and the field."""
+    try:
+        document = parse_toml(read_text(path), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    kind = Space if kind_of(document) == "cells" else MotifSpace
+    return kind.read(document, f"{path}: ")

@@ -11,6 +11,7 @@ from robustbench_bio.core.registry import unknown
 from robustbench_bio.core.toml import parse_toml, read_text
 from robustbench_bio.records.base import first_error
 from robustbench_bio.records.genotype import MAX_NODES, Edge, Genotype
+from robustbench_bio.records.kinds import kind_of
 
 #: Links that hold no weights: no link at all, and the identity.
 PLAIN_LINKS = ("none", "skip_connect")
@@ -190,5 +191,5 @@ def read_genotype(path: Path) -> AnyGenotype:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"expected a genotype file at {path}, got {error}: check the path") from None
-    kind = parse_toml(text, str(path)).get("kind")
-    return Genotype.from_toml(text, str(path)) if kind is None else MotifGenotype.from_toml(text, str(path))
+    kind = Genotype if kind_of(parse_toml(text, str(path))) == "cells" else MotifGenotype
+    return kind.from_toml(text, str(path))

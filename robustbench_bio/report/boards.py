@@ -13,8 +13,6 @@ from robustbench_bio.leaderboard.ranking import LEVEL, RankedEntry
 from robustbench_bio.records.board import Board
 from robustbench_bio.report.tables import percent
 
-FORMATS = ("table", "csv", "markdown", "latex")
-
 #: What LaTeX would read as something else.
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_", "%": r"\%",
@@ -23,12 +21,11 @@ _LATEX = {
 }  # fmt: skip
 
 
-def rules_of(row: RankedEntry) -> str:
+def rule_shares(row: RankedEntry) -> str:
     """Return which rules teach how much of the network, largest share first."""
     prefix = "percent of weights under "
-    shares = {
-        name.removeprefix(prefix): float(v) for name, v in row.entry.facts.items() if name.startswith(prefix)
-    }  # fmt: skip
+    facts = row.entry.facts.items()
+    shares = {name.removeprefix(prefix): float(share) for name, share in facts if name.startswith(prefix)}
     ordered = sorted(shares.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{rule} {share:.0f} %" for rule, share in ordered) or row.entry.card.rule
 
@@ -45,7 +42,7 @@ def document(board: Board, rows: Sequence[RankedEntry]) -> dict[str, Any]:
                 "rank": [row.best, row.worst],
                 "model": row.entry.model,
                 "title": row.entry.card.title,
-                "rules": rules_of(row),
+                "rules": rule_shares(row),
                 "clean_accuracy": row.entry.scores.clean_accuracy,
                 "worst_case": row.entry.scores.worst_case,
                 "ci95": list(row.entry.scores.ci95),
@@ -63,15 +60,18 @@ def table(board: Board, rows: Sequence[RankedEntry]) -> Table:
         title=f"{board.title} (test, n = {board.n_examples})",
         caption=f"worst case over all attacks and gradients, Wilson 95 % interval; rows whose ranks overlap in a range "
         f"are not told apart by a paired test (exact McNemar, two-sided, {LEVEL:g})",
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False,
-    )  # fmt: skip
-    for head in ("rank", "model", "clean %", f"worst case %, {_threat(board)}", "verdict"):
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    for head in ("rank", "model", "clean %", f"worst case %, {board.rank_by}", "verdict"):
         shown.add_column(head, no_wrap=True, justify="left" if head in {"model", "verdict"} else "right")
     shown.add_column("rules", overflow="fold")
     for row in rows:
         scores = row.entry.scores
         shown.add_row(
-            row.rank, row.entry.model, percent(scores.clean_accuracy), _worst(row), _verdict(row), rules_of(row)
+            row.rank, row.entry.model, percent(scores.clean_accuracy), _worst(row), _verdict(row), rule_shares(row)
         )
     return shown
 
@@ -80,14 +80,39 @@ def as_csv(board: Board, rows: Sequence[RankedEntry]) -> str:
     """Return the board as CSV; accuracies are fractions."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["board", "best_rank", "worst_rank", "model", "title", "rules", "clean_accuracy", "worst_case",
-                     "ci_low", "ci_high", "verdict", "n"])  # fmt: skip
+    writer.writerow(
+        [
+            "board",
+            "best_rank",
+            "worst_rank",
+            "model",
+            "title",
+            "rules",
+            "clean_accuracy",
+            "worst_case",
+            "ci_low",
+            "ci_high",
+            "verdict",
+            "n",
+        ]
+    )
     for row in rows:
         entry = row.entry
         writer.writerow(
-            [board.name, row.best, row.worst, entry.model, _cell(entry.card.title), _cell(rules_of(row)),
-             entry.scores.clean_accuracy, entry.scores.worst_case, *entry.scores.ci95, _verdict(row), entry.n]
-        )  # fmt: skip
+            [
+                board.name,
+                row.best,
+                row.worst,
+                entry.model,
+                _no_formula(entry.card.title),
+                _no_formula(rule_shares(row)),
+                entry.scores.clean_accuracy,
+                entry.scores.worst_case,
+                *entry.scores.ci95,
+                _verdict(row),
+                entry.n,
+            ]
+        )
     return text.getvalue()
 
 
@@ -110,17 +135,13 @@ def latex(board: Board, rows: Sequence[RankedEntry]) -> str:
 
 
 def _heads(board: Board) -> list[str]:
-    return ["rank", "model", "title", "rules", "clean %", f"worst case %, {_threat(board)}", "verdict", "n"]
+    return ["rank", "model", "title", "rules", "clean %", f"worst case %, {board.rank_by}", "verdict", "n"]
 
 
 def _values(row: RankedEntry) -> list[str]:
     entry = row.entry
-    return [row.rank, entry.model, entry.card.title, rules_of(row), percent(entry.scores.clean_accuracy), _worst(row),
-            _verdict(row), str(entry.n)]  # fmt: skip
-
-
-def _threat(board: Board) -> str:
-    return str(board.rank_by)
+    clean = percent(entry.scores.clean_accuracy)
+    return [row.rank, entry.model, entry.card.title, rule_shares(row), clean, _worst(row), _verdict(row), str(entry.n)]
 
 
 def _worst(row: RankedEntry) -> str:
@@ -132,7 +153,7 @@ def _verdict(row: RankedEntry) -> str:
     return "–" if row.entry.finding is None else row.entry.finding.verdict
 
 
-def _cell(text: str) -> str:
+def _no_formula(text: str) -> str:
     """Return a text that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
 
@@ -142,5 +163,11 @@ def _markdown(values: Sequence[str]) -> str:
 
 
 def _latex(values: Sequence[str]) -> str:
-    cells = ["".join(_LATEX.get(letter, letter) for letter in " ".join(value.split())) for value in values]
-    return f"{' & '.join(cells)} \\\\"
+    texts = ["".join(_LATEX.get(letter, letter) for letter in " ".join(value.split())) for value in values]
+    return f"{' & '.join(texts)} \\\\"
+
+
+#: The forms of a board that are plain text.
+TEXTS = {"csv": as_csv, "markdown": markdown, "latex": latex}
+
+FORMATS = ("table", *TEXTS)

@@ -9,27 +9,30 @@ from robustbench_bio.diagnosis.grid import GridResult
 from robustbench_bio.records.gradient import EXACT, RULE
 from robustbench_bio.records.result import Result
 from robustbench_bio.report.figures import new_figure
-
-#: Colours that also people with colour blindness tell apart (Okabe & Ito 2008).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+from robustbench_bio.report.palette import SERIES
 
 PANELS_BESIDE = 3
 
 
-def curves(grid: GridResult) -> dict[str, dict[str, list[int]]]:
-    """Return norm → name of an attack that has several radii → places of its cells, by gradient and radius."""
+def curve_places(grid: GridResult) -> dict[str, dict[str, list[int]]]:
+    """Return norm → name of an attack that has several radii → places of its measurements, by gradient and radius."""
     found: dict[tuple[object, ...], list[int]] = {}
-    for place, cell in enumerate(grid.measurements):
-        key = (cell.threat.norm, cell.attack, "σ" in cell.written, tuple(sorted(cell.params.items())))
+    for place, measurement in enumerate(grid.measurements):
+        key = (
+            measurement.threat.norm,
+            measurement.attack,
+            "σ" in measurement.written,
+            tuple(sorted(measurement.params.items())),
+        )
         found.setdefault(key, []).append(place)
     named: dict[str, dict[str, list[int]]] = {}
     for places in found.values():
-        cells = [grid.measurements[place] for place in places]
-        if len({cell.threat.eps for cell in cells}) > 1:
-            same_norm = named.setdefault(cells[0].threat.norm, {})
-            name = cells[0].attack + (", σ" if "σ" in cells[0].written else "")
+        measurements = [grid.measurements[place] for place in places]
+        if len({measurement.threat.eps for measurement in measurements}) > 1:
+            same_norm = named.setdefault(measurements[0].threat.norm, {})
+            name = measurements[0].attack + (", σ" if "σ" in measurements[0].written else "")
             if name in same_norm:
-                name = " ".join([name, *cells[0].settings()])
+                name = " ".join([name, *measurements[0].settings()])
             same_norm[name] = sorted(
                 places, key=lambda place: (str(grid.measurements[place].gradient), grid.measurements[place].threat.eps)
             )
@@ -41,15 +44,15 @@ def plot(grid: GridResult, norm: str, chosen: dict[str, list[int]]) -> Any:
     columns = min(PANELS_BESIDE, len(grid.networks))
     figure, axes = new_figure(columns, -(-len(grid.networks) // columns), squeeze=False, sharex=True, sharey=True)
     unit, label = (255, "eps (linf, in 255ths)") if norm == "linf" else (1, f"eps ({norm})")
-    gradients = dict.fromkeys((EXACT, RULE, *(cell.gradient for cell in grid.measurements)))
+    gradients = dict.fromkeys((EXACT, RULE, *(measurement.gradient for measurement in grid.measurements)))
     lines = [(name, gradient) for name in chosen for gradient in gradients]
     for panel, row in zip(axes.flat, grid.networks, strict=False):
-        for colour, (name, gradient) in zip(itertools.cycle(COLOURS), lines, strict=False):
+        for colour, (name, gradient) in zip(itertools.cycle(SERIES), lines, strict=False):
             same = [row.results[place] for place in chosen[name] if grid.measurements[place].gradient == gradient]
             results = [result for result in same if result is not None]
             if results:
                 style = {EXACT: "-", RULE: "--"}.get(gradient, ":")
-                _draw(panel, results, unit, color=colour, linestyle=style, label=f"{name}, {gradient} gradient")
+                _draw(panel, results, unit, color=colour.light, linestyle=style, label=f"{name}, {gradient} gradient")
         panel.set(title=row.model, xlabel=label, ylabel="robust accuracy (%)", ylim=(0, 100))
         panel.label_outer()
         panel.grid(alpha=0.3)

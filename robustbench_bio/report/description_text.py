@@ -5,13 +5,37 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
+
+from robustbench_bio.zoo.facts import LAYERS
 
 #: With more layers of neurons than this a person reads the lowest and highest firing rate only.
 MOST_RATES = 12
 
 
-def text(field: str, value: Any) -> str:
+def facts_table(title: str, facts: dict[str, Any]) -> Group:
+    """Return one row for each fact, and below it the layers of a model's network."""
+    table = Table(title=title, show_header=False)
+    table.add_column("field", no_wrap=True)
+    table.add_column("value")
+    for field, value in facts.items():
+        if field != LAYERS:
+            table.add_row(field, fact_text(field, value))
+    return Group(table, *([layer_table(facts[LAYERS])] if LAYERS in facts else []))
+
+
+def listing_table(kind: str, lines: dict[str, str]) -> Table:
+    """Return one row for each member of a kind."""
+    table = Table(title=kind)
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    for name, line in lines.items():
+        table.add_row(name, line)
+    return table
+
+
+def fact_text(field: str, value: Any) -> str:
     """Return a fact as a person reads it."""
     if isinstance(value, str):
         return value
@@ -21,37 +45,35 @@ def text(field: str, value: Any) -> str:
     return f"{value:,}" if whole else json.dumps(value, ensure_ascii=False)
 
 
-def _variance_text(found: dict[str, Any]) -> str:
+def _variance_text(variance: dict[str, Any]) -> str:
     def both(key: str) -> str:
-        values = {side: (found[side] or {}).get(key) for side in ("rule", "exact")}
+        values = {side: (variance[side] or {}).get(key) for side in ("rule", "exact")}
         return ", ".join(f"{side} {'none' if value is None else f'{value:.3g}'}" for side, value in values.items())
 
-    return f"noise over signal: {both('relative')}\nper weight: {both('per_weight')}\n({found['weights']:,} weights)"
+    return f"noise over signal: {both('relative')}\nper weight: {both('per_weight')}\n({variance['weights']:,} weights)"
 
 
-def _rates_text(found: dict[str, Any]) -> str:
-    rates = {layer: f"{layer} {100 * rate:.1f}" for layer, rate in found["layers"].items()}
-    if len(rates) > MOST_RATES:
-        low, high = (end(found["layers"], key=found["layers"].__getitem__) for end in (min, max))
-        each = f"of {len(rates)} layers between {rates[low]} and {rates[high]}"
+def _rates_text(rates: dict[str, Any]) -> str:
+    texts = {layer: f"{layer} {100 * rate:.1f}" for layer, rate in rates["layers"].items()}
+    if len(texts) > MOST_RATES:
+        low, high = (end(rates["layers"], key=rates["layers"].__getitem__) for end in (min, max))
+        each = f"of {len(texts)} layers between {texts[low]} and {texts[high]}"
     else:
-        each = ", ".join(rates.values())
-    return f"{100 * found['mean']:.1f} % ({found['how']})\nby layer, %: {each}"
+        each = ", ".join(texts.values())
+    return f"{100 * rates['mean']:.1f} % ({rates['how']})\nby layer, %: {each}"
 
 
-def _operations_text(found: dict[str, Any]) -> str:
-    again = f" ({found['repeated_macs']:,.0f} of them repeat the first time step)" if found["repeated_macs"] else ""
-    return f"{found['accumulates']:,.0f} accumulates, {found['macs']:,.0f} MACs{again}\n({found['how']})"
+def _operations_text(operations: dict[str, Any]) -> str:
+    repeated = operations["repeated_macs"]
+    again = f" ({repeated:,.0f} of them repeat the first time step)" if repeated else ""
+    return f"{operations['accumulates']:,.0f} accumulates, {operations['macs']:,.0f} MACs{again}\n({operations['how']})"
 
 
-def _spiking_energy_text(found: dict[str, Any]) -> str:
-    share = found["picojoules"] / found["relu_picojoules"]
-    kept = found["picojoules"] - found["repeated_picojoules"]
-    once = f"; {kept:,.0f} pJ if a still image's first layers are computed once" if found["repeated_picojoules"] else ""
-    return (
-        f"{found['picojoules']:,.0f} pJ, {share:.2f} of the {found['relu_picojoules']:,.0f} pJ of one pass with ReLU "
-        f"instead of spikes{once}\n({found['how']})"
-    )
+def _spiking_energy_text(energy: dict[str, Any]) -> str:
+    spikes, relu, repeated = (energy[name] for name in ("picojoules", "relu_picojoules", "repeated_picojoules"))
+    once = f"; {spikes - repeated:,.0f} pJ if a still image's first layers are computed once" if repeated else ""
+    of_relu = f"{spikes / relu:.2f} of the {relu:,.0f} pJ of one pass with ReLU instead of spikes"
+    return f"{spikes:,.0f} pJ, {of_relu}{once}\n({energy['how']})"
 
 
 #: How the facts that are more than a text or a number read.

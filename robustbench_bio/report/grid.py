@@ -20,11 +20,11 @@ from robustbench_bio.evaluation.plan import Measurement
 from robustbench_bio.records.gradient import EXACT, RULE, Gradient
 from robustbench_bio.records.result import Result
 from robustbench_bio.records.threat import Threat
-from robustbench_bio.report.curves import curves, plot
+from robustbench_bio.report.curves import curve_places, plot
 from robustbench_bio.report.figures import write_figure
 from robustbench_bio.report.tables import percent, with_interval
 
-#: Columns of cells side by side, so that a table fits 80 characters.
+#: Columns side by side, so that a table fits 80 characters.
 COLUMNS = 4
 
 #: What a missing number looks like.
@@ -33,7 +33,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class _Column:
-    """Cells that differ in nothing but the gradient."""
+    """Measurements that differ in nothing but the gradient."""
 
     head: tuple[str, ...]
     places: dict[Gradient, int]
@@ -45,26 +45,29 @@ class _Column:
 
 def _columns(grid: GridResult) -> list[_Column]:
     places: dict[tuple[object, ...], dict[Gradient, int]] = {}
-    cells: dict[tuple[object, ...], Measurement] = {}
-    for place, cell in enumerate(grid.measurements):
-        places.setdefault(cell.but_for_gradient(), {})[cell.gradient] = place
-        cells.setdefault(cell.but_for_gradient(), cell)
-    plain = {key: (cell.attack, cell.threat.norm, _radius(cell)) for key, cell in cells.items()}
+    measurements: dict[tuple[object, ...], Measurement] = {}
+    for place, measurement in enumerate(grid.measurements):
+        places.setdefault(measurement.but_for_gradient(), {})[measurement.gradient] = place
+        measurements.setdefault(measurement.but_for_gradient(), measurement)
+    plain = {
+        key: (measurement.attack, measurement.threat.norm, _radius(measurement))
+        for key, measurement in measurements.items()
+    }
     heads = list(plain.values())
     return [
-        _Column((*plain[key], *(cells[key].settings() if heads.count(plain[key]) > 1 else ())), places[key])
+        _Column((*plain[key], *(measurements[key].settings() if heads.count(plain[key]) > 1 else ())), places[key])
         for key in places
     ]
 
 
-def _radius(cell: Measurement) -> str:
-    return f"{cell.written} px" if cell.threat.norm == "l0" else cell.written
+def _radius(measurement: Measurement) -> str:
+    return f"{measurement.written} px" if measurement.threat.norm == "l0" else measurement.written
 
 
 def _lines(grid: GridResult, row: Assessment) -> Iterator[tuple[str, list[str]]]:
     """Yield for each gradient that the row was attacked with its name and the value of every column."""
     columns = _columns(grid)
-    for gradient in dict.fromkeys((RULE, EXACT, *(cell.gradient for cell in grid.measurements))):
+    for gradient in dict.fromkeys((RULE, EXACT, *(measurement.gradient for measurement in grid.measurements))):
         found = [column.value(row, gradient) for column in columns]
         if any(result is not None for result in found):
             yield str(gradient), [NONE if result is None else percent(result.robust_accuracy) for result in found]
@@ -89,10 +92,10 @@ def _gap(grid: GridResult, row: Assessment) -> float | None:
 
 
 def table(grid: GridResult) -> Group:
-    """Return the ranking, and below it the robust accuracy of every network in every cell."""
+    """Return the ranking, and below it the robust accuracy of every network in every measurement."""
     ranking = Table(
         title=f"{grid.preset.title}: {grid.dataset} (test, n = {grid.n})",
-        caption="worst case over all attacks and gradients, Wilson 95 % interval; gap = largest rule − exact of a cell",
+        caption="worst case over all attacks and gradients, Wilson 95 % interval; gap = largest rule − exact",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # no narrower than this, no wider than a plain terminal
         pad_edge=False,
@@ -128,7 +131,7 @@ def _block(grid: GridResult, columns: Sequence[_Column], first: int) -> Table:
 
 def _legend(grid: GridResult) -> str:
     remarks = []
-    if any("σ" in cell.written for cell in grid.measurements):
+    if any("σ" in measurement.written for measurement in grid.measurements):
         remarks.append(f"σ: in units of the data's mean standard deviation, {grid.sigma:.4g}")
     if grid.preset.robust_meter == "shared":
         remarks.append("shared: the mean of clean and robust accuracy, which one meter for both reports")
@@ -153,8 +156,8 @@ def document(grid: GridResult, files: Sequence[Path] = ()) -> dict[str, Any]:
                 "verdict": None if row.diagnosis is None else row.diagnosis.verdict,
                 "diagnosis": None if row.diagnosis is None else row.diagnosis.summary(),
                 "results": [
-                    _result_document(grid, cell, result) | {"notices": result.provenance.notices}
-                    for cell, result in _pairs(grid, row)
+                    _result_document(grid, measurement, result) | {"notices": result.provenance.notices}
+                    for measurement, result in _pairs(grid, row)
                 ],
             }
             for row in grid.networks
@@ -165,9 +168,9 @@ def document(grid: GridResult, files: Sequence[Path] = ()) -> dict[str, Any]:
 
 
 def _pairs(grid: GridResult, row: Assessment) -> Iterator[tuple[Measurement, Result]]:
-    for cell, result in zip(grid.measurements, row.results, strict=True):
+    for measurement, result in zip(grid.measurements, row.results, strict=True):
         if result is not None:
-            yield cell, result
+            yield measurement, result
 
 
 def _worst_document(row: Assessment, threat: Threat) -> dict[str, Any]:
@@ -176,8 +179,8 @@ def _worst_document(row: Assessment, threat: Threat) -> dict[str, Any]:
     return threat.document() | {"robust_accuracy": row.worst_case(threat), "ci95": ci95}
 
 
-def _result_document(grid: GridResult, cell: Measurement, result: Result) -> dict[str, Any]:
-    found = result.summary() | {"eps_written": cell.written, "params": cell.params}
+def _result_document(grid: GridResult, measurement: Measurement, result: Result) -> dict[str, Any]:
+    found = result.summary() | {"eps_written": measurement.written, "params": measurement.params}
     if grid.preset.robust_meter == "shared":
         found["shared_meter"] = shared_meter(result)
     return found
@@ -192,7 +195,7 @@ def write(grid: GridResult, folder: Path) -> list[Path]:
     write_atomically(folder / "results.csv", _csv(grid).encode())
     write_atomically(folder / "table.md", _markdown(grid).encode())
     paths = [folder / "results.csv", folder / "table.md"]
-    for norm, found in curves(grid).items():
+    for norm, found in curve_places(grid).items():
         stem = folder / ("eps-curve" if norm == "linf" else f"eps-curve-{norm}")
         write_figure(plot(grid, norm, found), stem)
         paths += [stem.with_suffix(".png"), stem.with_suffix(".svg")]
@@ -202,10 +205,10 @@ def write(grid: GridResult, folder: Path) -> list[Path]:
 def _csv(grid: GridResult) -> str:
     rows = []
     for row in grid.networks:
-        for cell, result in _pairs(grid, row):
-            found = _result_document(grid, cell, result)
+        for measurement, result in _pairs(grid, row):
+            found = _result_document(grid, measurement, result)
             found["ci_low"], found["ci_high"] = found.pop("ci95")
-            found["params"] = json.dumps(cell.params, sort_keys=True)
+            found["params"] = json.dumps(measurement.params, sort_keys=True)
             del found["from_store"]
             head = {
                 "rank": row.rank,

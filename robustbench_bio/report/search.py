@@ -8,7 +8,9 @@ from rich.table import Table
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.records.motif_space import MotifSpace
 from robustbench_bio.records.motifs import reduction_cells
-from robustbench_bio.report import motif_trace, search_trace
+from robustbench_bio.report.drawing import draw_cells
+from robustbench_bio.report.motif_drawing import draw_motifs
+from robustbench_bio.report.search_trace import draw_motif_trace, draw_trace
 from robustbench_bio.search.run import SearchRun
 
 
@@ -34,24 +36,27 @@ def document(run: SearchRun) -> dict[str, Any]:
 
 def table(run: SearchRun) -> Table:
     """Return what a person wants to know after a search."""
-    found = run.result
+    result = run.result
     shown = Table(title=f"{run.task.name}: {run.request.engine} in {run.task.space.name}", show_header=False)
     shown.add_row("size", f"{run.task.channels} channels, {run.task.layers} cells")
-    if found.trace:
-        last = found.trace[-1]
+    if result.trace:
+        last = result.trace[-1]
         if "epoch" in last:
             shown.add_row("epochs", f"{last['epoch']:.0f}, validation accuracy {100 * last['val_accuracy']:.1f} %")
         else:
             shown.add_row("candidates", f"{last['candidate']:.0f}, best fitness {last['best_fitness']:.4f}")
-    if isinstance(found.genotype, Genotype):
+    if isinstance(result.genotype, Genotype):
         for kind in ("normal", "reduce"):
-            shown.add_row(kind, ", ".join(f"{op}←{state}" for op, state in getattr(found.genotype, kind)))
-    elif found.genotype is not None:
-        shown.add_row("motifs", f"{', '.join(cell.name for cell in found.genotype.cells)}; each reads the last "
-                                f"{found.genotype.inputs} cells")  # fmt: skip
-    if found.front:
-        shown.add_row("front", f"{len(found.front)} genotypes, none better than another in everything")
-    if not found.finished:
+            shown.add_row(kind, ", ".join(f"{op}←{state}" for op, state in getattr(result.genotype, kind)))
+    elif result.genotype is not None:
+        shown.add_row(
+            "motifs",
+            f"{', '.join(cell.name for cell in result.genotype.cells)}; each reads the last "
+            f"{result.genotype.inputs} cells",
+        )
+    if result.front:
+        shown.add_row("front", f"{len(result.front)} genotypes, none better than another in everything")
+    if not result.finished:
         shown.add_row("not finished", "the same command continues")
     return shown
 
@@ -70,12 +75,10 @@ def next_command(run: SearchRun) -> str:
 def draw_search(run: SearchRun) -> None:
     """Draw the course of a search and what it found into its folder, as PNG and SVG."""
     genotype = run.result.genotype
-    if isinstance(run.task.space, MotifSpace):
-        motif_trace.draw_trace(run.result.trace, run.folder)
-    else:
-        search_trace.draw_trace(run.result.trace, run.folder)
+    draw = draw_motif_trace if isinstance(run.task.space, MotifSpace) else draw_trace
+    draw(run.result.trace, run.folder)
     if isinstance(genotype, Genotype):
-        search_trace.draw_cells(genotype, run.folder)
+        draw_cells(genotype, run.folder)
     elif genotype is not None:
         reductions = reduction_cells(len(genotype.cells), getattr(run.engine, "coding", "direct"))
-        motif_trace.draw_motifs(genotype, reductions, run.folder)
+        draw_motifs(genotype, reductions, run.folder)

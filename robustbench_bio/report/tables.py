@@ -98,16 +98,16 @@ def eval_document(results: Sequence[Result], diagnosis: Diagnosis | None = None)
     }
 
 
-def diagnosis_table(model: str, found: Diagnosis) -> Table:
+def diagnosis_table(model: str, diagnosis: Diagnosis) -> Table:
     """Return the checks of a diagnosis, those that fired first, under the verdict."""
     table = Table(
-        title=f"{model}: {found.verdict}",
-        caption=f"{found.reason}\n{found.n} examples, {found.seconds:.1f} s; ! = fired",
+        title=f"{model}: {diagnosis.verdict}",
+        caption=f"{diagnosis.reason}\n{diagnosis.n} examples, {diagnosis.seconds:.1f} s; ! = fired",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("", no_wrap=True)
     table.add_column("check", no_wrap=True)
     table.add_column("measured")
-    for check in sorted(found.checks, key=lambda check: not check.fired):
+    for check in sorted(diagnosis.checks, key=lambda check: not check.fired):
         table.add_row("!" if check.fired else "", check.name, check.detail, style="bold" if check.fired else "")
     return table

@@ -105,8 +105,8 @@ def _save(
     net.cpu()
     if zoo_folder is not None:
         whole = card.model_copy(update={"datasets": {**_known(card, zoo_folder), **card.datasets}})
-        zoo.save(whole, dataset, entry, net, zoo_folder, zoo_folder / "weights")
-    return zoo.save(card, dataset, entry, net, folder, folder)
+        zoo.save_trained(whole, dataset, entry, net, zoo_folder, zoo_folder / "weights")
+    return zoo.save_trained(card, dataset, entry, net, folder, folder)
 
 
 def _known(card: ModelCard, zoo_folder: Path) -> dict[str, TrainedNet]:

@@ -1,1 +1,4 @@
-"""The catalog of the data folders, cards and weights, and what a network is."""
+"""Networks by name: add here what reads the data folders, loads a network, or says what one is and measures.
+
+Nothing here attacks a network. A network itself is data: a card in the folder `models`, with weights and genotype.
+"""

@@ -6,7 +6,7 @@ from typing import Any
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.records.card import ModelCard, Recipe
-from robustbench_bio.records.genotype import Genotype
+from robustbench_bio.records.kinds import kind_of
 from robustbench_bio.records.threat import parse_eps
 from robustbench_bio.zoo import catalog
 
@@ -62,11 +62,11 @@ def card_from_options(
 
 
 def _from_genotype(genotype: str) -> dict[str, Any]:
-    described = catalog.any_genotype(genotype)
-    kind = "cells" if isinstance(described, Genotype) else "motifs"
+    chosen = catalog.any_genotype(genotype)
+    kind = kind_of(chosen)
     return {
         "id": Path(genotype).stem,
-        "title": f"{kind.capitalize()} {described.name}",
+        "title": f"{kind.capitalize()} {chosen.name}",
         "rule": "genotype",
         "rule_options": {},
         "net": {"name": kind, "genotype": genotype},

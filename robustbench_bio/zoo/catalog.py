@@ -1,18 +1,23 @@
 """The only reader of the data folders that ship with the package."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
-from robustbench_bio.records.base import read_toml
+from robustbench_bio.records.base import Record, read_toml
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard
 from robustbench_bio.records.entry import Entry
 from robustbench_bio.records.genotype import Genotype
-from robustbench_bio.records.motif_space import MotifSpace
+from robustbench_bio.records.motif_space import MotifSpace, read_space
 from robustbench_bio.records.motifs import AnyGenotype, MotifGenotype, read_genotype
 from robustbench_bio.records.preset import AttackPreset
 from robustbench_bio.records.space import Space
+
+R = TypeVar("R", bound=Record)
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -26,14 +31,24 @@ def data_folder(name: str) -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / name
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def _named(kind: str, name: str, folder: Path, read: Callable[[Path], R], field: str = "name") -> R:
+    """Return the record of a name in a folder, which must call itself so."""
+    if name not in _names(folder):
+        raise UserError(unknown(kind, name, _names(folder)))
+    record = read(folder / f"{name}.toml")
+    if (own := getattr(record, field)) != name:
+        place = f"{folder.name}/{name}.toml: field {field!r}"
+        raise UserError(f"{place}: expected the file's name {name!r}, got {own!r}")
+    return record
+
+
 def model_ids() -> list[str]:
     """Return the ids of the zoo in alphabetical order."""
-    return sorted(path.stem for path in data_folder("models").glob("*.toml"))
-
-
-def genotype_names() -> list[str]:
-    """Return the names of the published genotypes in alphabetical order."""
-    return sorted(path.stem for path in (data_folder("models") / "genotypes").glob("*.toml"))
+    return _names(data_folder("models"))
 
 
 def card(model: str) -> ModelCard:
@@ -45,14 +60,8 @@ def card(model: str) -> ModelCard:
     Raises:
         UserError: no such model, or a card that is not valid.
     """
-    if model.endswith(".toml"):
-        return read_toml(ModelCard, Path(model))
-    if model not in model_ids():
-        raise UserError(unknown("model", model, model_ids()))
-    found = read_toml(ModelCard, data_folder("models") / f"{model}.toml")
-    if found.id != model:
-        raise UserError(f"models/{model}.toml: field 'id': expected the file's name {model!r}, got {found.id!r}")
-    return found
+    read = partial(read_toml, ModelCard)
+    return read(Path(model)) if model.endswith(".toml") else _named("model", model, data_folder("models"), read, "id")
 
 
 def weights_path(model: str, file: str) -> Path:
@@ -62,16 +71,21 @@ def weights_path(model: str, file: str) -> Path:
     return data_folder("models") / "weights" / file
 
 
+def genotype_names() -> list[str]:
+    """Return the names of the published genotypes in alphabetical order."""
+    return _names(data_folder("models") / "genotypes")
+
+
 def genotype(name: str) -> Genotype:
     """Return published cells by name, or some from a path that ends in .toml.
 
     Raises:
         UserError: no such genotype, one that is not valid, or one of motifs.
     """
-    found = any_genotype(name)
-    if isinstance(found, MotifGenotype):
+    either = any_genotype(name)
+    if isinstance(either, MotifGenotype):
         raise UserError(f"expected a genotype of cells, got {name}, which is of motifs: name another")
-    return found
+    return either
 
 
 def any_genotype(name: str) -> AnyGenotype:
@@ -84,12 +98,13 @@ def any_genotype(name: str) -> AnyGenotype:
         return read_genotype(Path(name))
     if name not in genotype_names():
         raise UserError(unknown("genotype", name, genotype_names()))
+    # What a genotype calls itself is what was published; its file may be called otherwise.
     return read_genotype(data_folder("models") / "genotypes" / f"{name}.toml")
 
 
 def preset_names() -> list[str]:
     """Return the names of the attack presets in alphabetical order."""
-    return sorted(path.stem for path in data_folder("attacks").glob("*.toml"))
+    return _names(data_folder("attacks"))
 
 
 def preset(name: str) -> AttackPreset:
@@ -98,19 +113,13 @@ def preset(name: str) -> AttackPreset:
     Raises:
         UserError: no such preset, or one that is not valid.
     """
-    if name.endswith(".toml"):
-        return read_toml(AttackPreset, Path(name))
-    if name not in preset_names():
-        raise UserError(unknown("preset", name, preset_names()))
-    found = read_toml(AttackPreset, data_folder("attacks") / f"{name}.toml")
-    if found.name != name:
-        raise UserError(f"attacks/{name}.toml: field 'name': expected the file's name {name!r}, got {found.name!r}")
-    return found
+    read = partial(read_toml, AttackPreset)
+    return read(Path(name)) if name.endswith(".toml") else _named("preset", name, data_folder("attacks"), read)
 
 
 def space_names() -> list[str]:
     """Return the names of the search spaces in alphabetical order."""
-    return sorted(path.stem for path in data_folder("spaces").glob("*.toml"))
+    return _names(data_folder("spaces"))
 
 
 def space(name: str) -> Space | MotifSpace:
@@ -120,23 +129,13 @@ def space(name: str) -> Space | MotifSpace:
         UserError: no such space, or one that is not valid.
     """
     if name.endswith(".toml"):
-        return _space(Path(name))
-    if name not in space_names():
-        raise UserError(unknown("space", name, space_names()))
-    found = _space(data_folder("spaces") / f"{name}.toml")
-    if found.name != name:
-        raise UserError(f"spaces/{name}.toml: field 'name': expected the file's name {name!r}, got {found.name!r}")
-    return found
-
-
-def _space(path: Path) -> Space | MotifSpace:
-    of_motifs = path.is_file() and any(line.startswith(b"kind") for line in path.read_bytes().splitlines())
-    return read_toml(MotifSpace, path) if of_motifs else read_toml(Space, path)
+        return read_space(Path(name))
+    return _named("space", name, data_folder("spaces"), read_space)
 
 
 def board_names(folder: Path | None = None) -> list[str]:
     """Return the names of the boards in alphabetical order; `folder` stands in for the catalog's `leaderboards`."""
-    return sorted(path.stem for path in (folder or data_folder("leaderboards")).glob("*.toml"))
+    return _names(folder or data_folder("leaderboards"))
 
 
 def board(name: str, folder: Path | None = None) -> Board:
@@ -145,14 +144,17 @@ def board(name: str, folder: Path | None = None) -> Board:
     Raises:
         UserError: no such board, or one that is not valid.
     """
-    if name not in board_names(folder):
-        raise UserError(unknown("board", name, board_names(folder)))
-    found = read_toml(Board, (folder or data_folder("leaderboards")) / f"{name}.toml")
-    if found.name != name:
-        raise UserError(
-            f"leaderboards/{name}.toml: field 'name': expected the file's name {name!r}, got {found.name!r}"
-        )
-    return found
+    return _named("board", name, folder or data_folder("leaderboards"), partial(read_toml, Board))
+
+
+def boards_with_entries(name: str | None = None, folder: Path | None = None) -> dict[str, tuple[Board, list[Entry]]]:
+    """Return name → board and its entries, of one board or of all; `folder` stands in for the catalog's.
+
+    Raises:
+        UserError: no such board, or a board or an entry that is not valid.
+    """
+    names = board_names(folder) if name is None else [name]
+    return {one: (board(one, folder), [entry(path) for path in entry_files(one, folder)]) for one in names}
 
 
 def entry_files(board: str, folder: Path | None = None) -> list[Path]:
@@ -172,7 +174,7 @@ def entry(path: Path) -> Entry:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    found = Entry.from_json(text, str(path))
-    if found.model != path.stem:
-        raise UserError(f"{path}: field 'model': expected the file's name {path.stem!r}, got {found.model!r}")
-    return found
+    record = Entry.from_json(text, str(path))
+    if record.model != path.stem:
+        raise UserError(f"{path}: field 'model': expected the file's name {path.stem!r}, got {record.model!r}")
+    return record

@@ -119,13 +119,18 @@ def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:
     # The length of a safetensors header may look like the start of a pickle; then comes the header's brace.
     if data[:2] in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"} and data[8:9] != b"{":
         raise UserError(f"expected safetensors in {path}, got a pickle, which could run code: convert it first")
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 is not None and found != sha256:
-        raise UserError(f"weights {path} have sha256 {found[:12]}…, the card says {sha256[:12]}…: not the same file")
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise UserError(f"weights {path} have sha256 {digest[:12]}…, the card says {sha256[:12]}…: not the same file")
     try:
         tensors = load_safetensors(data)
     except SafetensorError as error:
         raise UserError(f"expected safetensors in {path}, got something else ({error})") from None
+    _fill(net, tensors, path)
+
+
+def _fill(net: Net, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy tensors into a network, or raise `UserError` for one that does not fit; `path` is where they come from."""
     # Older files lack the batch norms' counters, which decide nothing in eval mode.
     counters = {name for name in net.state_dict() if name.endswith(".num_batches_tracked") and name not in tensors}
     own = {name: value for name, value in net.state_dict().items() if name not in counters}
@@ -152,7 +157,9 @@ def packed(net: Net) -> bytes:
     return save_safetensors({name: half(tensor) for name, tensor in net.state_dict().items()})
 
 
-def save(card: ModelCard, dataset: str, entry: TrainedNet, net: Net, folder: Path, weights_folder: Path) -> ModelCard:
+def save_trained(
+    card: ModelCard, dataset: str, entry: TrainedNet, net: Net, folder: Path, weights_folder: Path
+) -> ModelCard:
     """Write a trained network's weights, then the card that names their hash; return that card.
 
     Args:

@@ -8,7 +8,7 @@ gradients are those of their weights, without biases.
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.nets.base import Net, weight_layers
 from robustbench_bio.rules.base import Layer, Rule, RuleSet, eval_mode
@@ -168,10 +169,10 @@ def gradient_angles(net: Net, x: Tensor, y: Tensor) -> list[GradientAngle]:
     net = copy.deepcopy(net)
     owners = _owners(net)
     _check(x, y)
-    found, exact = (_gradients(net, x, y, by_rule=by_rule) for by_rule in (True, False))
+    learned, exact = (_gradients(net, x, y, by_rule=by_rule) for by_rule in (True, False))
     angles = []
     for name, rule, _ in _layers(net):
-        mine, true = found[name], exact[name]
+        mine, true = learned[name], exact[name]
         degrees = None if mine is None or true is None else angle(mine, true)
         reason = "" if degrees is not None else _no_angle(rule, owners.get(name), mine, true)
         angles.append(GradientAngle(name, rule, degrees, reason))
@@ -196,7 +197,7 @@ def gradient_variance(
     batches: int = LEAST_BATCHES,
     batch_size: int = 64,
     seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> GradientVariance:
     """Measure how much gradients differ from batch to batch at fixed weights, the rules' and the exact ones.
 

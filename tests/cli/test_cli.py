@@ -1,17 +1,19 @@
-import contextlib
+import io
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import robustbench_bio as rb
 from robustbench_bio.cli import app as cli
@@ -42,6 +44,23 @@ class Said(NamedTuple):
 
 
 Call = Callable[..., Said]
+
+
+@dataclass
+class Clock:
+    """Stands in for the module `time`."""
+
+    now: float = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(terminal, "time", clock)
+    return clock
 
 
 @pytest.fixture
@@ -154,7 +173,10 @@ def test_a_mistake_in_an_evaluation_is_one_line(
         (["--model", "bp-darts", "--set", "recipe.epohcs=1"], "field 'datasets.digits.recipe.epohcs': unknown field"),
         (["--model", "bp-darts", "--set", "recipe.lr=fast"], "field 'datasets.digits.recipe.lr': Input should be"),
         (["--model", "bp-darts", "--set", "recipe.adversary.eps=8"], "field 'datasets.digits.recipe.adversary.eps'"),
-        (["--model", "bp-darts", "--set", "recipes.lr=1"], "expected recipe.FIELD, net.FIELD or rules.FIELD to set"),
+        (
+            ["--model", "bp-darts", "--set", "recipes.lr=1"],
+            "expected recipe.FIELD, net.FIELD or rules.FIELD to set",
+        ),
         (["--model", "bp-darts", "--set", "net.layer=1"], "unknown parameter of the network cells 'layer': did you"),
         (["--model", "bp-darts", "--set", "net.seed=1"], "card bp-darts: field 'net.seed': no parameter of a network"),
         (["--model", "bp-darts", "--set", "rules.lr=1"], "card bp-darts: unknown field of rule_options 'lr'"),
@@ -420,7 +442,7 @@ def test_what_is_shown_of_a_mixed_network_are_numbers_that_fit_together(call: Ca
 
 
 def test_the_table_of_a_network_has_a_row_for_each_layer(
-    call: Call, trained_card: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, trained_card: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     said = call("show", trained_card)
@@ -471,7 +493,7 @@ def test_data_that_is_not_here_is_said_and_not_downloaded(
     card = ModelCard(
         id="colour", title="Colour", rule="usf", net={"name": "mlp", "hidden": []}, datasets={"cifar10": entry}
     )
-    zoo.save(card, "cifar10", entry, zoo.network(card, entry, open_dataset("cifar10")), tmp_path, tmp_path)
+    zoo.save_trained(card, "cifar10", entry, zoo.network(card, entry, open_dataset("cifar10")), tmp_path, tmp_path)
 
     def blocked(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("a download was tried")
@@ -495,20 +517,53 @@ def test_data_that_is_not_here_is_said_and_not_downloaded(
     assert facts["gradients measured on"].startswith("nothing: expected n_examples in 1..99")
 
 
-def test_a_bar_appears_only_for_what_takes_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, int, str]] = []
+def stderr_of(monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool) -> io.StringIO:
+    text = io.StringIO()
+    monkeypatch.setattr(terminal, "err", Console(file=text, force_terminal=is_terminal, width=100, markup=False))
+    return text
 
-    @contextlib.contextmanager
-    def bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
-        yield lambda done, total, line: seen.append((done, total, line))
 
-    clock = iter([0.0, 1.0, 2.5, 3.0])
-    monkeypatch.setattr(terminal, "bar", bar)
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
-    with terminal.late_bar("measuring") as progress:
-        for done in (1, 2, 3):
-            progress(done, 3, "line")
-    assert seen == [(2, 3, "line"), (3, 3, "line")]
+def test_a_late_bar_appears_only_for_what_takes_seconds(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    text = stderr_of(monkeypatch, is_terminal=True)
+    with terminal.progress_shown("measuring", late=True) as progress:
+        for seconds, done in ((1.0, 1), (2.0, 2)):
+            clock.now = 100 + seconds
+            progress(done, 9, "line")
+            assert text.getvalue() == ""
+        clock.now = 102.5
+        progress(3, 9, "line")
+        assert "measuring" in text.getvalue()
+    assert "3/9" in text.getvalue()
+    early = stderr_of(monkeypatch, is_terminal=True)
+    with terminal.progress_shown("measuring"):
+        assert "measuring" in early.getvalue()
+
+
+def test_without_a_terminal_a_line_is_printed_now_and_then(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    text = stderr_of(monkeypatch, is_terminal=False)
+    with terminal.progress_shown("attacking") as progress:
+        for second in range(1, 101):
+            clock.now = 100 + second
+            progress(500 + second, 1000, f"[pgd] {second}")
+    assert text.getvalue().splitlines() == [
+        "attacking: 510 of 1,000, 0:08:10 left, [pgd] 10",
+        "attacking: 540 of 1,000, 0:07:40 left, [pgd] 40",
+        "attacking: 570 of 1,000, 0:07:10 left, [pgd] 70",
+        "attacking: 600 of 1,000, 0:06:40 left, [pgd] 100",
+    ]
+
+
+def test_without_a_terminal_every_epoch_has_its_line(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    text = stderr_of(monkeypatch, is_terminal=False)
+    with terminal.progress_shown("training", epochs=True) as progress:
+        for step in range(1, 31):
+            clock.now = 100 + step / 2
+            progress(step, 30, f"epoch {step // 10}" if step >= 10 else "")
+    assert text.getvalue().splitlines() == [
+        "training: 10 of 30, 0:00:10 left, epoch 1",
+        "training: 20 of 30, 0:00:05 left, epoch 2",
+        "training: 30 of 30, 0:00:00 left, epoch 3",
+    ]
 
 
 def test_a_network_is_trained_shown_and_evaluated(call: Call, tmp_path: Path) -> None:
@@ -520,7 +575,9 @@ def test_a_network_is_trained_shown_and_evaluated(call: Call, tmp_path: Path) ->
     paused = call(*train, "--max-minutes", "0", "--json").document
     assert not paused["finished"]
     assert (paused["step"], paused["history"]) == (0, [])
-    done = call(*train, "--json").document
+    said = call(*train, "--json")
+    assert re.fullmatch(r"training: 4 of 4, 0:00:\d\d left, epoch 1.*\n", said.err)
+    done = said.document
     assert list(done) == [
         "model", "folder", "finished", "step", "steps", "best_epoch", "val_accuracy", "history",
     ]  # fmt: skip
@@ -638,7 +695,7 @@ def test_the_installed_script_runs(tmp_path: Path) -> None:
     assert list(json.loads(done.stdout)["models"]) == catalog.model_ids()
 
 
-def test_the_bar_stays_away_from_what_is_no_terminal(call: Call, trained_card: Path) -> None:
+def test_the_bar_stays_away_from_what_is_no_terminal(call: Call, trained_card: Path, clock: Clock) -> None:
     assert call("eval", "--model", trained_card, *FAST).err == ""
 
 

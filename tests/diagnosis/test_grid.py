@@ -69,7 +69,7 @@ def cards(trained_card: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     plain = zoo.network(bp, bp.datasets["digits"], zoo.open_dataset("digits"))
     own = net.state_dict()
     plain.load_state_dict({name: own[name] for name in plain.state_dict()})
-    zoo.save(bp, "digits", bp.datasets["digits"], plain, folder, folder)
+    zoo.save_trained(bp, "digits", bp.datasets["digits"], plain, folder, folder)
     return paths
 
 
@@ -408,10 +408,10 @@ def test_the_files_hold_the_known_numbers(tmp_path: Path) -> None:
 
 
 def test_the_plot_draws_both_gradients_from_the_clean_accuracy_down(tmp_path: Path) -> None:
-    from robustbench_bio.report.curves import curves, plot
+    from robustbench_bio.report.curves import curve_places, plot
 
     known = synthetic()
-    figure = plot(known, "linf", curves(known)["linf"])
+    figure = plot(known, "linf", curve_places(known)["linf"])
     panels = {panel.get_title(): panel for panel in figure.axes}
     drawn = {
         name: {line.get_linestyle(): line.get_xydata().tolist() for line in panel.get_lines()}

@@ -270,7 +270,7 @@ def damaged(board: Folders, root: Path) -> Folders:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-    zoo.save(card, "digits", card.datasets["digits"], net, other.models, other.models / "weights")
+    zoo.save_trained(card, "digits", card.datasets["digits"], net, other.models, other.models / "weights")
     return other
 
 

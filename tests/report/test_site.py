@@ -25,14 +25,16 @@ from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard, Recipe, TrainedNet
 from robustbench_bio.records.entry import Entry, Finding, Gallery, Measured, pack, scored
 from robustbench_bio.records.genotype import Genotype
+from robustbench_bio.records.gradient import Gradient
 from robustbench_bio.records.motif_space import MotifSpace
 from robustbench_bio.records.motifs import Motif, MotifGenotype, parse_link
 from robustbench_bio.records.result import EvalSpec, Provenance
 from robustbench_bio.records.threat import Threat
-from robustbench_bio.report import drawing as circuits
-from robustbench_bio.report import site
-from robustbench_bio.report import svg as pictures
-from robustbench_bio.report.site import views
+from robustbench_bio.report import drawing as cell_drawing
+from robustbench_bio.report import motif_drawing, site
+from robustbench_bio.report.rendering import svg
+from robustbench_bio.report.site import cells as cell_views
+from robustbench_bio.report.site import gallery, plots, views
 from robustbench_bio.zoo import catalog
 
 CURVE = (1, 2, 4, 8, 16, 32)
@@ -68,7 +70,7 @@ def measurements(model: str, contest: Board, strength: float, seed: int, *, mask
         spec = EvalSpec(
             model=model, network_sha256=hashlib.sha256(model.encode()).hexdigest(), dataset=contest.dataset,
             split="test", n=n, data_sha256=hashlib.sha256(contest.dataset.encode()).hexdigest(), attack=attack,
-            params=params, threat=Threat(norm, eps), gradient=gradient, precision="float32", seed=0,
+            params=params, threat=Threat(norm, eps), gradient=Gradient.read(gradient), precision="float32", seed=0,
         )  # fmt: skip
         queries = 100.0 * draw.random()
         return Measured(spec=spec, clean=pack(clean), robust=pack(stands), queries_mean=queries, seconds=1.5)
@@ -275,11 +277,7 @@ def test_the_index_shows_what_the_entries_say(pages: dict[str, Page]) -> None:
         assert [row["model"] for row in mine] == [row.entry.model for row in rank_entries(entries)]
         for one in entries:
             row = next(row for row in mine if row["model"] == one.model)
-            counted = [
-                m.robust_correct()
-                for m in one.measurements
-                if (m.spec.threat.norm, m.spec.threat.eps) == ("linf", 8 / 255)
-            ]
+            counted = [m.robust_correct() for m in one.measurements if m.spec.threat == Threat("linf", 8 / 255)]
             stands = [all(outcomes) for outcomes in zip(*counted, strict=True)]
             assert row["worst"] == sum(stands) / one.n
             assert row["clean"] == sum(one.measurements[3].clean_correct()) / one.n
@@ -294,13 +292,13 @@ def test_rules_are_read_off_the_card() -> None:
         "random-darts": {"usf", "brsf", "frsf", "fa"}, "random-resnet20": {"usf", "frsf", "brsf"},
     }  # fmt: skip
     for name, rules in expected.items():
-        assert set(views.rules_of(zoo_entry(name, contest, 0.05, 0, "sound"))) == rules
+        assert set(cell_views.card_rules(zoo_entry(name, contest, 0.05, 0, "sound"))) == rules
 
 
 def test_rules_drawn_at_random_are_those_of_the_assignment() -> None:
     from robustbench_bio.rules.assign import RANDOM_RULES
 
-    assert views.RANDOM_RULES == RANDOM_RULES
+    assert cell_views.RANDOM_RULES == RANDOM_RULES
 
 
 def test_a_page_shows_every_field_of_the_card_and_every_measurement(pages: dict[str, Page]) -> None:
@@ -354,7 +352,7 @@ def test_no_line_of_a_cell_passes_behind_a_box(name: str) -> None:
     else:
         cells = catalog.genotype(name)
     for edges, concat in ((cells.normal, cells.normal_concat), (cells.reduce, cells.reduce_concat)):
-        drawing = Drawing(circuits.cell(edges, concat, "cell"))
+        drawing = Drawing(svg(cell_drawing.cell(edges, concat), "cell"))
         boxes = [[float(a[key]) for key in ("x", "y", "width", "height")] for a in drawing.of("box")]
         paths = drawing.of("edge")
         assert (len(paths), len(boxes), len(drawing.of("concat"))) == (len(edges), len(edges) // 2 + 3, len(concat))
@@ -387,19 +385,19 @@ def test_no_line_of_a_motif_passes_behind_a_box(name: str) -> None:
     space = catalog.space("mse-nas")
     assert isinstance(space, MotifSpace)
     motif = with_feedback() if name == "large" else space.named(name)
-    drawing = Drawing(circuits.motif(motif, "motif"))
+    drawing = Drawing(svg(motif_drawing.motif_circuit(motif), "motif"))
     boxes = [[float(a[key]) for key in ("x", "y", "width", "height")] for a in drawing.of("box")]
     links = [(i, link) for i, node in enumerate(motif.nodes) for link in node if link.op != "none"]
     back = [(i, link) for i, link in enumerate(motif.feedback, 1) if link.op != "none"]
     paths = drawing.of("edge")
     assert len(boxes) == motif.inputs + len(motif.nodes) + 1
     assert (len(paths), len(drawing.of("tip"))) == (len(links) + len(back), len(links) + len(back))
-    (svg,) = [a for tag, a in drawing.found if tag == "svg"]
+    (root,) = [a for tag, a in drawing.found if tag == "svg"]
     for path, (node, link) in zip(paths, [*links, *back], strict=True):
         corners = corners_of(path["d"])
         xs, ys = zip(*corners, strict=True)
         assert min(xs) > 0
-        assert max(ys) < float(svg["height"])
+        assert max(ys) < float(root["height"])
         source, target = boxes[link.state], boxes[motif.inputs + node]
         if "feedback" in path["class"]:
             source, target = target, source
@@ -444,20 +442,22 @@ def test_motifs_are_drawn_where_they_stand_with_a_legend_of_their_signs() -> Non
     cells = MotifGenotype(name="some", source=NASTY, inputs=3, cells=tuple(map(space.named, names)))
     card = card_of("spiking", net={"name": "motifs", "genotype": "some"})
     one = entry("spiking", card=card, genotype=cells)
-    assert [title for title, _ in views.cells(one)] == ["Cell 0: m3", "Cells 2, 5: m2"]
-    assert views.wiring(one).startswith("stem → 0: m3 → halving → 2: m2 → halving → halving → 5: m2 → classifier.")
-    keys = {key.style: key.text for key in views.cell_keys(one)}
+    assert [title for title, _ in cell_views.cell_drawings(one)] == ["Cell 0: m3", "Cells 2, 5: m2"]
+    assert cell_views.wiring(one).startswith("stem → 0: m3 → halving → 2: m2 → halving → halving → 5: m2 → classifier.")
+    keys = {key.style: key.text for key in cell_views.cell_keys(one)}
     assert keys == {"s-p": "excites", "s-n": "inhibits", "feedback s-any": "feedback"}
-    drawn = "".join(picture for _, picture in views.cells(one))
+    drawn = "".join(picture for _, picture in cell_views.cell_drawings(one))
     assert "↩ conv_3x3_n" in drawn
     assert {a["class"].split()[-1] for a in Drawing(drawn).of("edge")} == {"s-p", "s-n"}
     events = card.model_copy(update={"net": {**card.net, "coding": "frames"}})
-    assert [title for title, _ in views.cells(one.model_copy(update={"card": events}))] == [
+    assert [title for title, _ in cell_views.cell_drawings(one.model_copy(update={"card": events}))] == [
         "Cells 0, 4: m3", "Cell 2: m2",
     ]  # fmt: skip
-    assert views.rules_of(one) == ["bp"]
-    assert views.rules_of(one.model_copy(update={"card": card.model_copy(update={"rule": "genotype"})})) == ["bp"]
-    assert views.wiring(zoo_entry("bp-darts", board(), 0.05, 0, "sound")) == ""
+    assert cell_views.card_rules(one) == ["bp"]
+    assert cell_views.card_rules(one.model_copy(update={"card": card.model_copy(update={"rule": "genotype"})})) == [
+        "bp"
+    ]
+    assert cell_views.wiring(zoo_entry("bp-darts", board(), 0.05, 0, "sound")) == ""
 
 
 def test_edges_are_coloured_by_the_rule_that_owns_them() -> None:
@@ -465,8 +465,8 @@ def test_edges_are_coloured_by_the_rule_that_owns_them() -> None:
 
     def owners(name: str) -> list[str]:
         one = zoo_entry(name, contest, 0.05, 0, "sound")
-        drawn = [Drawing(picture) for _, picture in views.cells(one)]
-        keys = {key.style for key in views.cell_keys(one)}
+        drawn = [Drawing(picture) for _, picture in cell_views.cell_drawings(one)]
+        keys = {key.style for key in cell_views.cell_keys(one)}
         found = [a["class"].split()[1] for drawing in drawn for a in drawing.of("edge")]
         assert set(found) == keys
         return sorted(found)
@@ -475,19 +475,19 @@ def test_edges_are_coloured_by_the_rule_that_owns_them() -> None:
     assert owners("bionas-darts") == ["r-frsf"] * 5 + ["r-none"] * 7 + ["r-usf"] * 4
     assert owners("usf-darts") == ["r-none"] * 7 + ["r-usf"] * 9
     assert owners("random-darts") == ["r-none"] * 7 + ["r-untold"] * 9
-    assert views.cells(zoo_entry("bp-resnet20", contest, 0.05, 0, "sound")) == []
+    assert cell_views.cell_drawings(zoo_entry("bp-resnet20", contest, 0.05, 0, "sound")) == []
 
 
 def test_a_curve_has_both_gradients_at_their_heights() -> None:
     one = entry(verdict="masked")
-    (found,) = views.curves(one)
-    drawing = Drawing(pictures.curve(found))
+    (found,) = views.entry_curves(one)
+    drawing = Drawing(plots.curve_plot(found))
     ticks = {a["d"] for a in drawing.of("grid")}
     heights = sorted(float(d.split()[1].partition("H")[0]) for d in ticks)
     top, floor = heights[0], heights[-1]
     for gradient in ("exact", "rule"):
         dots = [a for a in drawing.of("dot") if a["class"] == f"dot g-{gradient}"]
-        asked = [m for m in one.measurements if m.spec.attack == "pgd" and m.spec.gradient == gradient]
+        asked = [m for m in one.measurements if m.spec.attack == "pgd" and str(m.spec.gradient) == gradient]
         clean = sum(one.measurements[0].clean_correct()) / one.n
         shares = [clean, *(m.robust_accuracy for m in sorted(asked, key=lambda m: m.spec.threat.eps))]
         assert [float(a["cy"]) for a in dots] == pytest.approx([floor - s * (floor - top) for s in shares], abs=0.1)
@@ -497,7 +497,7 @@ def test_a_curve_has_both_gradients_at_their_heights() -> None:
         assert steps.max() - steps.min() < 0.3  # each radius doubles the one before
     gaps = [
         rule.robust_accuracy - exact.robust_accuracy
-        for rule, exact in zip(*([m for m in one.measurements if m.spec.gradient == g and m.spec.attack == "pgd"]
+        for rule, exact in zip(*([m for m in one.measurements if str(m.spec.gradient) == g and m.spec.attack == "pgd"]
                                  for g in ("rule", "exact")), strict=True)
     ]  # fmt: skip
     assert f"up to {100 * max(gaps):.1f} points" in views.largest_gap(found)
@@ -514,12 +514,12 @@ def test_pictures_of_examples_are_what_was_packed(shape: tuple[int, int, int]) -
             image.load()
             return np.asarray(image, dtype=np.int64).reshape(*shape[1:], -1)
 
-    gallery = gallery_of(shape)
-    x = np.frombuffer(b64decode(gallery.x), np.uint8).reshape(6, *shape).transpose(0, 2, 3, 1).astype(np.int64)
-    delta = np.frombuffer(b64decode(gallery.delta), np.int8).reshape(6, *shape).transpose(0, 2, 3, 1)
+    packed = gallery_of(shape)
+    x = np.frombuffer(b64decode(packed.x), np.uint8).reshape(6, *shape).transpose(0, 2, 3, 1).astype(np.int64)
+    delta = np.frombuffer(b64decode(packed.delta), np.int8).reshape(6, *shape).transpose(0, 2, 3, 1)
     if shape[0] != 3:
         x, delta = x[..., :1], delta[..., :1]
-    for i, image in enumerate(views.images(gallery)):
+    for i, image in enumerate(gallery.images(packed)):
         assert (pixels(image.clean) == x[i]).all()
         assert (pixels(image.delta) == 128 + delta[i].astype(np.int64)).all()
         assert (pixels(image.adversarial) == np.clip(x[i] + 8 * np.sign(delta[i].astype(np.int64)), 0, 255)).all()
@@ -527,12 +527,12 @@ def test_pictures_of_examples_are_what_was_packed(shape: tuple[int, int, int]) -
 
 def test_a_gallery_of_no_image_is_left_out() -> None:
     odd = gallery_of((1, 8, 8)).model_copy(update={"shape": (-8, -8, 1)})
-    assert views.images(odd) == []
-    assert views.images(None) == []
+    assert gallery.images(odd) == []
+    assert gallery.images(None) == []
 
 
 def test_png_agrees_with_its_checksums() -> None:
-    data = b64decode(pictures.png(np.arange(12, dtype=np.uint8).reshape(1, 3, 4)).partition(",")[2])
+    data = b64decode(gallery.png(np.arange(12, dtype=np.uint8).reshape(1, 3, 4)).partition(",")[2])
     place, kinds = 8, []
     while place < len(data):
         (size,) = struct.unpack(">I", data[place : place + 4])
@@ -761,7 +761,7 @@ def test_browser_compares_two_networks(visit: Callable[..., Any]) -> None:
         told = float(page.locator("#sentence").get_attribute("data-p"))
         assert told == pytest.approx(mcnemar(len(only_a), len(only_b), two_sided=True), rel=1e-9)
         assert page.locator("#list-a").text_content() == (", ".join(map(str, only_a)) or "none")
-        squares = page.locator("#strip-a path.stands").get_attribute("d").count("M")
+        squares = page.locator("#strip-a path.robust").get_attribute("d").count("M")
         assert squares == sum(entries[a])
         assert page.locator("#strip-b path.differs").get_attribute("d").count("M") == len(only_a) + len(only_b)
     page.get_by_role("button", name="Exchange").click()

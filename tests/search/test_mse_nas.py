@@ -16,7 +16,8 @@ from robustbench_bio.datasets import load_examples
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records.motif_space import MotifSpace
 from robustbench_bio.records.motifs import MotifGenotype, parse_link, read_genotype, reduction_cells
-from robustbench_bio.report.motif_trace import draw_motifs, draw_trace
+from robustbench_bio.report.motif_drawing import draw_motifs
+from robustbench_bio.report.search_trace import draw_motif_trace
 from robustbench_bio.search.base import SearchTask, halves, make_engine
 from robustbench_bio.search.engines.mse_nas import MseNas
 from robustbench_bio.search.executors import CandidateScores, LocalExecutor
@@ -131,7 +132,7 @@ def test_several_objectives_leave_a_front(counted: list[MotifGenotype], tmp_path
         assert max(one[axis] for one in rows) > max(one[axis] for one in rows[:20])
     assert isinstance(found.genotype, MotifGenotype)
     write_result(found, tmp_path)
-    draw_trace(found.trace, tmp_path)
+    draw_motif_trace(found.trace, tmp_path)
     draw_motifs(found.genotype, reduction_cells(len(found.genotype.cells), engine.coding), tmp_path)
     for name in ("trace", "pareto", "cells"):
         assert matplotlib.image.imread(tmp_path / f"{name}.png").std() > 0.01
@@ -150,7 +151,7 @@ def stop_at(step: int) -> Callable[[int, int, str], None]:
     return progress
 
 
-@pytest.mark.parametrize("algorithm", ["ga", pytest.param("nsga2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algorithm", ["ga", "nsga2"])
 def test_a_killed_search_continues_to_the_same_genotype(
     algorithm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, global_rng_untouched: None
 ) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,20 +13,20 @@ import jinja2
 from markupsafe import Markup
 
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.version import __version__
 from robustbench_bio.leaderboard.ranking import LEVEL, rank_entries
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.entry import Entry
-from robustbench_bio.report import svg as pictures
-from robustbench_bio.report.site import views
+from robustbench_bio.report.palette import style_sheet
+from robustbench_bio.report.site import cells, gallery, plots, views
+from robustbench_bio.report.tables import percent
 
 #: The file by which a folder is known as a site; it lists what the build wrote.
 MARKER = ".biorobust-site.json"
 
 #: What a desktop leaves in folders that it shows; no reason to keep a site.
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-
-Progress = Callable[[int, int, str], None]
 
 
 def build(boards: dict[str, tuple[Board, list[Entry]]], out: Path, progress: Progress | None = None) -> list[Path]:
@@ -67,28 +67,28 @@ def _refuse_others(out: Path) -> None:
     remedy = "name another folder with --out"
     if not out.is_dir():
         raise UserError(f"expected a folder for the site, got the file {out}: {remedy}")
-    here = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir() or path.is_symlink()}
-    here = {name for name in here if PurePosixPath(name).name not in LITTER}
-    if not here:
+    present = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir() or path.is_symlink()}
+    present = {name for name in present if PurePosixPath(name).name not in LITTER}
+    if not present:
         return
     try:
         known = {*json.loads((out / MARKER).read_text(encoding="utf-8"))["files"], MARKER}
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"expected a site built before in {out}, got a folder of something else: {remedy}") from None
-    if strange := sorted(here - known):
+    if strange := sorted(present - known):
         raise UserError(f"expected only the site in {out}, got also {strange[0]}: move it away or {remedy}")
 
 
 def _swap(fresh: Path, out: Path) -> None:
     """Put the new folder where the old one is, or leave the old one there."""
     old = fresh.with_name(f"{fresh.name}.old")
-    there = out.exists()
-    if there:
+    existed = out.exists()
+    if existed:
         out.rename(old)
     try:
         fresh.rename(out)
     except OSError:
-        if there:
+        if existed:
             old.rename(out)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -133,19 +133,26 @@ def _pages(
     """Yield path and text of every file."""
     environment = _environment()
     shown = [(board, places[name]) for name, (board, _) in boards.items()]
-    rows = [place for _, found in shown for place in found]
+    rows = [place for _, entries in shown for place in entries]
     latest = max((views.day(place.entry.provenance.created) for place in rows), default="")
     environment.globals.update(latest=latest, version=__version__, level=f"{LEVEL:g}")
-    yield "index.html", _render(
-        environment, "index", shown=shown, rows=rows, choices=_choices(rows),
-        data=views.inlined([views.row(place) for place in rows]),
-    )  # fmt: skip
-    contests = [views.contest(board, found) for board, found in shown]
+    yield (
+        "index.html",
+        _render(
+            environment,
+            "index",
+            shown=shown,
+            rows=rows,
+            choices=_choices(rows),
+            data=views.inlined([views.index_row(place) for place in rows]),
+        ),
+    )
+    contests = [views.contest(board, entries) for board, entries in shown]
     yield "compare.html", _render(environment, "compare", data=views.inlined(contests))
-    for board, found in shown:
-        for place in found:
+    for board, entries in shown:
+        for place in entries:
             others = [other for other in rows if other.entry.model == place.entry.model and other.board != board]
-            rivals = [other for other in found if other is not place]
+            rivals = [other for other in entries if other is not place]
             rival = min(rivals, key=lambda other: abs(other.order - place.order), default=None)
             yield place.page, _model_page(environment, place, others, rival)
             yield place.page.removesuffix("html") + "json", place.entry.canonical() + "\n"
@@ -155,7 +162,7 @@ def _choices(rows: Sequence[views.Place]) -> dict[str, list[str]]:
     """Return what the index can be filtered by, besides boards."""
     return {
         "dataset": sorted({place.board.dataset for place in rows}),
-        "rule": sorted({rule for place in rows for rule in views.rules_of(place.entry)}),
+        "rule": sorted({rule for place in rows for rule in cells.card_rules(place.entry)}),
         "verdict": sorted({place.verdict for place in rows}),
     }
 
@@ -165,16 +172,28 @@ def _model_page(
 ) -> str:
     entry, board = place.entry, place.board
     curves = [
-        (curve, pictures.curve(curve), views.curve_keys(curve), views.largest_gap(curve))
-        for curve in views.curves(entry)
+        (curve, plots.curve_plot(curve), views.curve_keys(curve), views.largest_gap(curve))
+        for curve in views.entry_curves(entry)
     ]
     return _render(
-        environment, "model", root="../../", place=place, entry=entry, board=board, others=others, rival=rival,
-        curves=curves, cells=views.cells(entry), cell_keys=views.cell_keys(entry), rules=views.rules_of(entry),
-        measured=views.measured_rows(entry), images=views.images(entry.gallery),
-        card=views.card_fields(entry), wiring=views.wiring(entry),
+        environment,
+        "model",
+        root="../../",
+        place=place,
+        entry=entry,
+        board=board,
+        others=others,
+        rival=rival,
+        curves=curves,
+        cells=cells.cell_drawings(entry),
+        cell_keys=cells.cell_keys(entry),
+        rules=cells.card_rules(entry),
+        wiring=cells.wiring(entry),
+        measured=views.measured_rows(entry),
+        images=gallery.images(entry.gallery),
+        card=views.card_fields(entry),
         provenance=list(views.fields(entry.provenance.model_dump(mode="json"))),
-    )  # fmt: skip
+    )
 
 
 def _environment() -> jinja2.Environment:
@@ -182,16 +201,24 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shown = (views.percent, views.bounds, views.threat, views.text, views.magnified, views.followed, views.rules_of)
-    environment.filters.update({function.__name__: function for function in shown})
-    environment.filters["reference_address"] = views.reference_address
-    environment.globals.update(bar=pictures.bar, bar_axis=pictures.bar_axis)
+    filters = (
+        percent,
+        views.bounds,
+        views.board_threat,
+        views.value_text,
+        views.reference_address,
+        gallery.magnified,
+        gallery.followed_gradient,
+        cells.card_rules,
+    )
+    environment.filters.update({function.__name__: function for function in filters})
+    environment.globals.update(interval_bar=plots.interval_bar, interval_axis=plots.interval_axis)
     return environment
 
 
 def _render(environment: jinja2.Environment, page: str, **values: Any) -> str:
     """Return a page with its style and script inlined, and a policy that allows these two and nothing else."""
-    style = _source("site.css")
+    style = style_sheet() + _source("site.css")
     scripts = [_source("hash.js") + _source(f"{page}.js")] if page != "model" else []
     allowed = " ".join(map(_digest, scripts)) or "'none'"
     policy = (

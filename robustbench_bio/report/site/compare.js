@@ -64,8 +64,8 @@
     if (a.slice !== b.slice || a.n !== b.n) return trouble("These two were measured on different examples.");
     trouble("");
     const n = a.n;
-    const sides = [a, b].map((entry) => ({ entry, clean: unpack(entry.clean, n), stands: unpack(entry.stands, n) }));
-    const [sa, sb] = sides.map((side) => side.stands);
+    const sides = [a, b].map((entry) => ({ entry, clean: unpack(entry.clean, n), robust: unpack(entry.robust, n) }));
+    const [sa, sb] = sides.map((side) => side.robust);
     const all = Array.from({ length: n }, (_, i) => i);
     const onlyA = all.filter((i) => sa[i] && !sb[i]);
     const onlyB = all.filter((i) => sb[i] && !sa[i]);
@@ -80,9 +80,9 @@
     const gap = (100 * (totals[0] - totals[1])) / n;
     const p = mcnemar(onlyA.length, onlyB.length);
     byId("sentence").textContent =
-      `At ${board().threat}, ${a.model} stands on ${percent(totals[0], n)} % of ${n.toLocaleString("en")} examples, ` +
+      `At ${board().threat}, ${a.model} is robust on ${percent(totals[0], n)} % of ${n.toLocaleString("en")} examples, ` +
       `${b.model} on ${percent(totals[1], n)} %: a difference of ${gap > 0 ? "+" : gap < 0 ? "−" : ""}` +
-      `${Math.abs(gap).toFixed(1)} points. ${onlyA.length} stand only for the first, ${onlyB.length} only for the ` +
+      `${Math.abs(gap).toFixed(1)} points. ${onlyA.length} are robust only for the first, ${onlyB.length} only for the ` +
       `second; two-sided exact McNemar p = ${chance(p)}.`;
     byId("sentence").dataset.p = p;
     sides.forEach((side, i) => {
@@ -101,13 +101,13 @@
   const NS = "http://www.w3.org/2000/svg";
   // Shape tells as much as colour: a full square, its lower half, a small one.
   const SHAPES = {
-    stands: (x, y, s) => `M${x} ${y}h${s}v${s}h-${s}z`,
-    falls: (x, y, s) => `M${x} ${y + 0.6 * s}h${s}v${0.4 * s}h-${s}z`,
+    robust: (x, y, s) => `M${x} ${y}h${s}v${s}h-${s}z`,
+    fooled: (x, y, s) => `M${x} ${y + 0.6 * s}h${s}v${0.4 * s}h-${s}z`,
     wrong: (x, y, s) => `M${x + 0.3 * s} ${y + 0.6 * s}h${0.4 * s}v${0.4 * s}h-${0.4 * s}z`,
   };
 
-  const kind = (side, i) => (side.stands[i] ? "stands" : side.clean[i] ? "falls" : "wrong");
-  const WORDS = { stands: "stands", falls: "falls under attack", wrong: "is wrong already clean" };
+  const kind = (side, i) => (side.robust[i] ? "robust" : side.clean[i] ? "fooled" : "wrong");
+  const WORDS = { robust: "is robust", fooled: "is fooled", wrong: "is wrong already clean" };
 
   function draw() {
     if (!shown) return;
@@ -121,15 +121,15 @@
     const height = Math.ceil(n / columns) * pitch;
     sides.forEach((side, s) => {
       const strip = byId(`strip-${"ab"[s]}`);
-      const paths = { stands: "", falls: "", wrong: "", differs: "" };
+      const paths = { robust: "", fooled: "", wrong: "", differs: "" };
       for (let i = 0; i < n; i++) {
         const [x, y] = [(i % columns) * pitch, Math.floor(i / columns) * pitch];
         paths[kind(side, i)] += SHAPES[kind(side, i)](x + 1, y + 1, size);
-        if (side.stands[i] !== sides[1 - s].stands[i]) paths.differs += `M${x + 1} ${y + pitch - 1}h${size}`;
+        if (side.robust[i] !== sides[1 - s].robust[i]) paths.differs += `M${x + 1} ${y + pitch - 1}h${size}`;
       }
       strip.setAttribute("width", columns * pitch);
       strip.setAttribute("height", height);
-      strip.setAttribute("aria-label", `${side.entry.model}: ${side.stands.filter(Boolean).length} of ${n} stand`);
+      strip.setAttribute("aria-label", `${side.entry.model}: ${side.robust.filter(Boolean).length} of ${n} robust`);
       strip.replaceChildren(
         ...Object.entries(paths).map(([name, d]) => {
           const path = document.createElementNS(NS, "path");

@@ -15,7 +15,7 @@ from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.progress import Progress
 from robustbench_bio.search.base import ENGINES, SearchResult, SearchTask
 from robustbench_bio.search.supernet.frozen import frozen
-from robustbench_bio.search.supernet.learning import SupernetEngine, SupernetSearch, frozen
+from robustbench_bio.search.supernet.learning import SupernetEngine, SupernetSearch
 from robustbench_bio.training.steps import precision_context
 
 #: From tensors to the gradients of one loss at the present weights, zeros where it does not depend on them.

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_bio.attacks.base import at_least
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.progress import Progress, silent

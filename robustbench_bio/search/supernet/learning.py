@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_bio import rules
-from robustbench_bio.attacks.base import at_least
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.progress import Progress, silent

@@ -1,16 +1,11 @@
-"""Pictures of an entry as text that a page can hold: SVG of curves and intervals, PNG of examples."""
+"""Curves and intervals as SVG that a page can hold."""
 
-import base64
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 from markupsafe import Markup, escape
-from numpy.typing import NDArray
 
 from robustbench_bio.core.stats import Interval, wilson
 from robustbench_bio.records.threat import format_eps
@@ -28,10 +23,10 @@ interval = lru_cache(maxsize=None)(wilson)
 
 
 class Point(NamedTuple):
-    """How many of n examples stand at a radius; eps = 0 is the clean accuracy."""
+    """How many of n examples are robust at a radius; eps = 0 is the clean accuracy."""
 
     eps: float
-    stands: int
+    robust: int
     n: int
 
 
@@ -49,7 +44,7 @@ class Curve(NamedTuple):
     lines: dict[str, list[Point]]
 
 
-def curve(chosen: Curve) -> Markup:
+def curve_plot(chosen: Curve) -> Markup:
     """Return robust accuracy against eps as SVG: exact gradient solid, rules' dashed, others dotted, Wilson bands."""
     radii = sorted({point.eps for points in chosen.lines.values() for point in points})
     across = _across(radii)
@@ -91,20 +86,22 @@ def _down(share: float) -> float:
 
 def _line(points: Sequence[Point], across: dict[float, float], gradient: str) -> list[str]:
     style = gradient_style(gradient)
-    bounds = [interval(point.stands, point.n) for point in points]
-    there = [f"{across[p.eps]} {_down(b.high)}" for p, b in zip(points, bounds, strict=True)]
-    back = [f"{across[p.eps]} {_down(b.low)}" for p, b in zip(points, bounds, strict=True)]
-    places = [(across[p.eps], _down(p.stands / p.n)) for p in points]
-    drawn = [f'<path class="band {style}" d="M{"L".join([*there, *reversed(back)])}z"/>']
+    bounds = [interval(point.robust, point.n) for point in points]
+    over = [f"{across[p.eps]} {_down(b.high)}" for p, b in zip(points, bounds, strict=True)]
+    under = [f"{across[p.eps]} {_down(b.low)}" for p, b in zip(points, bounds, strict=True)]
+    places = [(across[p.eps], _down(p.robust / p.n)) for p in points]
+    drawn = [f'<path class="band {style}" d="M{"L".join([*over, *reversed(under)])}z"/>']
     drawn.append(f'<path class="line {style}" d="M{"L".join(f"{x} {y}" for x, y in places)}"/>')
     for point, bound, (x, y) in zip(points, bounds, places, strict=True):
-        shares = f"{100 * point.stands / point.n:.1f} % [{100 * bound.low:.1f}, {100 * bound.high:.1f}]"
+        shares = f"{100 * point.robust / point.n:.1f} % [{100 * bound.low:.1f}, {100 * bound.high:.1f}]"
         told = f"{escape(gradient)} gradient: {shares}" if point.eps else f"clean: {shares}"
         drawn.append(f'<circle class="dot {style}" cx="{x}" cy="{y}" r="3"><title>{told}</title></circle>')
     return drawn
 
 
-def bar(share: float, bounds: Interval | tuple[float, float], height: int, clean: float | None = None) -> Markup:
+def interval_bar(
+    share: float, bounds: Interval | tuple[float, float], height: int, clean: float | None = None
+) -> Markup:
     """Return a row of a forest plot as SVG: an interval, a dot at `share`, a ring at the clean accuracy if given."""
     low, high = (_beside(bound) for bound in bounds)
     middle = height / 2
@@ -122,26 +119,7 @@ def _beside(share: float) -> float:
     return round(_BAR_MARGIN + share * (_BAR - 2 * _BAR_MARGIN), 1)
 
 
-def bar_axis() -> Markup:
+def interval_axis() -> Markup:
     """Return the head of a column of bars as SVG."""
     texts = (f'<text text-anchor="middle" x="{_beside(t / 100)}" y="10">{t}</text>' for t in (0, 50, 100))
     return Markup(f'<svg class="bar" width="{_BAR}" height="14" aria-hidden="true">{"".join(texts)}</svg>')  # noqa: S704
-
-
-def png(pixels: NDArray[np.uint8]) -> str:
-    """Return an image as a data URI.
-
-    Args:
-        pixels: [3, H, W] for colours; of any other number of channels the first is shown in grey.
-    """
-    colours = pixels.shape[0] == 3
-    rows = pixels.transpose(1, 2, 0) if colours else pixels[0]
-    height, width = rows.shape[:2]
-    # Each row starts with its filter: 0 is none.
-    lines = np.zeros((height, 1 + width * (3 if colours else 1)), dtype=np.uint8)
-    lines[:, 1:] = rows.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if colours else 0, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 1)), (b"IEND", b""))
-    chunks = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts)
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
