@@ -3,7 +3,6 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, NamedTuple, final
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import AttackLoss, WhiteBoxModel
 from robustbench_bio.attacks.apgd_run import run_apgd
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, in_turn
+from robustbench_bio.attacks.base import ATTACKS, Attack, Attempts, Proposal
 from robustbench_bio.attacks.losses import (
     cross_entropy,
     dlr_if_possible,
@@ -61,19 +60,18 @@ class _AutoPGD(Attack):
         ball = Threat("l1", SHRINKING[0][0] * threat.eps, threat.bounds) if threat.norm == "l1" else threat
         method = self._run_shrinking if threat.norm == "l1" else self._run
 
-        def attempt(targets: list[int], restart: int, rows: Tensor) -> Proposal:
-            draws = [rng.take(rows).child(f"{target}/{restart}") for target in targets]
-            starts = [border_start(ball, x[rows], draw) for draw in draws]
-            runs = Runs.towards(x[rows], y[rows], starts, objective.against[targets][:, rows])
-            return _best_of(method(model, runs, threat, objective.loss), len(targets))
-
         # Runs that never end early have nothing to gain from each other, and the last of them is to be proposed.
         one_by_one = model.random or not self.early_exit
         count = len(objective.against)
         groups = [[target] for target in range(count)] if one_by_one else target_groups(count, x)
-        attempts = [partial(attempt, targets, restart) for targets in groups for restart in range(self.restarts)]
-        proposal = in_turn(model, x, y, attempts)
-        return proposal._replace(queries=proposal.queries + objective.queries)
+        attempts = Attempts(model, x, y, len(groups) * self.restarts)
+        for number, rows in attempts:
+            targets, restart = groups[number // self.restarts], number % self.restarts
+            draws = [rng.take(rows).child(f"{target}/{restart}") for target in targets]
+            starts = [border_start(ball, x[rows], draw) for draw in draws]
+            runs = Runs.towards(x[rows], y[rows], starts, objective.against[targets][:, rows])
+            attempts.add(_best_of(method(model, runs, threat, objective.loss), len(targets)))
+        return attempts.best._replace(queries=attempts.best.queries + objective.queries)
 
     def _run(self, model: WhiteBoxModel, runs: Runs, threat: Threat, loss: AttackLoss) -> Proposal:
         return run_apgd(model, runs, threat, loss, steps=self.steps, rho=self.rho, early_exit=self.early_exit)

@@ -1,13 +1,12 @@
 """AutoAttack: four attacks that fail in different ways, one after the other."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, final
 
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, in_turn
+from robustbench_bio.attacks.base import ATTACKS, Attack, Attempts, Proposal
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
@@ -55,8 +54,9 @@ class AutoAttack(Attack):
         return members
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        def run(name: str, member: Attack, rows: Tensor) -> Proposal:
-            return member.perturb(model, x[rows], y[rows], threat, rng.take(rows).child(name))
-
         members = self._members(model, threat.norm)
-        return in_turn(model, x, y, [partial(run, name, member) for name, member in members])
+        attempts = Attempts(model, x, y, len(members))
+        for number, rows in attempts:
+            name, member = members[number]
+            attempts.add(member.perturb(model, x[rows], y[rows], threat, rng.take(rows).child(name)))
+        return attempts.best

@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -23,7 +23,7 @@ class Proposal(NamedTuple):
         x_adv: [n, C, H, W] inside the threat model; where nothing fooled the network, the attack's last try.
         queries: int64 [n], forward passes spent on each example (a gradient costs one).
         steps: int64 [n], update steps made for each example.
-        fooled: bool [n], whom x_adv is known to fool, for `in_turn`; None where the attack did not ask. The judge
+        fooled: bool [n], whom x_adv is known to fool, for `Attempts`; None where the attack did not ask. The judge
             believes no attack and does not look at it.
     """
 
@@ -96,30 +96,49 @@ def make(name: str, norm: Norm, params: dict[str, Any]) -> Attack:
     return cls(**values)
 
 
-def in_turn(model: WhiteBoxModel, x: Tensor, y: Tensor, attempts: Sequence[Callable[[Tensor], Proposal]]) -> Proposal:
-    """Make attempts one after the other, each on the examples that withstood those before; costs add up.
+class Attempts:
+    """Restarts, targets or attacks made one after the other, each on the examples that withstood those before.
 
-    So no attempt can lose what an earlier one has found, and restarts cost only where they may help.
+    So no attempt can lose what an earlier one has found, and restarts cost only where they may help. Used as
+
+        attempts = Attempts(model, x, y, restarts)
+        for restart, rows in attempts:
+            attempts.add(...)  # what is proposed for x[rows]
+        return attempts.best
 
     Args:
         model: asked, for a query, whom an attempt fooled that does not know; not after the last.
         x: [n, C, H, W].
         y: int64 [n], true labels.
-        attempts: restarts, targets or attacks; each takes rows of x, int64 [m], and proposes for these.
+        count: attempts at most.
+
+    Attributes:
+        best: the last proposal for each example; costs add up over the attempts.
     """
-    best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
-    active = torch.arange(len(y), device=y.device)
-    for number, attempt in enumerate(attempts, 1):
-        x_adv, queries, steps, fooled = attempt(active)
-        best.x_adv[active] = x_adv
-        best.queries[active] += queries
-        best.steps[active] += steps
-        if number == len(attempts):
-            break
+
+    def __init__(self, model: WhiteBoxModel, x: Tensor, y: Tensor, count: int) -> None:
+        self.best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
+        self._model, self._y, self._left = model, y, count
+        self._active = torch.arange(len(y), device=y.device)
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield the number of each attempt and the rows that it is for, int64 [m]."""
+        for number in range(self._left):
+            yield number, self._active
+            if len(self._active) == 0:
+                return
+
+    def add(self, proposal: Proposal) -> None:
+        """Keep what an attempt proposes for the rows that it was for, and leave those alone that it fooled."""
+        x_adv, queries, steps, fooled = proposal
+        active = self._active
+        self.best.x_adv[active] = x_adv
+        self.best.queries[active] += queries
+        self.best.steps[active] += steps
+        self._left -= 1
+        if self._left == 0:
+            return
         if fooled is None:
-            fooled = model.fooled(x_adv, y[active])
-            best.queries[active] += 1
-        active = active[~fooled]
-        if len(active) == 0:
-            break
-    return best
+            fooled = self._model.fooled(x_adv, self._y[active])
+            self.best.queries[active] += 1
+        self._active = active[~fooled]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, in_turn
+from robustbench_bio.attacks.base import ATTACKS, Attack, Attempts, Proposal
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
@@ -32,8 +32,9 @@ class Noise(Attack):
         at_least(queries=(self.queries, 1))
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        def draw(rows: Tensor) -> Proposal:
+        attempts = Attempts(model, x, y, self.queries)
+        for _, rows in attempts:
             x_adv = threat.random_start(x[rows], rng.take(rows))
-            return Proposal(x_adv, torch.ones_like(rows), torch.zeros_like(rows), model.fooled(x_adv, y[rows]))
-
-        return in_turn(model, x, y, [draw] * self.queries)
+            fooled = model.fooled(x_adv, y[rows])
+            attempts.add(Proposal(x_adv, torch.ones_like(rows), torch.zeros_like(rows), fooled))
+        return attempts.best

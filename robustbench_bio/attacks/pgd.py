@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import AttackLoss, WhiteBoxModel
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, in_turn
+from robustbench_bio.attacks.base import ATTACKS, Attack, Attempts, Proposal
 from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
@@ -111,19 +110,21 @@ class PGD(Attack):
         return 2.5 * eps / self.steps if self.step_size is None else self.step_size
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        def run(restart: int, rows: Tensor) -> Proposal:
-            start = x[rows]
+        attempts = Attempts(model, x, y, self.restarts)
+        for restart, rows in attempts:
+            center, label = x[rows], y[rows]
+            start = center
             if self.random_start:
-                start = threat.random_start(start, rng.take(rows).child(str(restart)))
-            return ascend(
+                start = threat.random_start(center, rng.take(rows).child(str(restart)))
+            run = ascend(
                 model,
-                x[rows],
-                y[rows],
+                center,
+                label,
                 threat,
                 start,
                 steps=self.steps,
                 step_size=self.step_at(threat.eps),
                 early_exit=self.early_exit,
             )
-
-        return in_turn(model, x, y, [partial(run, restart) for restart in range(self.restarts)])
+            attempts.add(run)
+        return attempts.best

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from math import sqrt
 from typing import ClassVar, NamedTuple, final
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import WhiteBoxModel, margin
-from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal, in_turn
+from robustbench_bio.attacks.base import ATTACKS, Attack, Attempts, Proposal
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
@@ -55,10 +55,10 @@ class Square(Attack):
         at_least(queries=(self.queries, 1), restarts=(self.restarts, 1), p_init=(self.p_init, 0))
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        def run(restart: int, rows: Tensor) -> Proposal:
-            return self._search(model, x[rows], y[rows], threat, rng.take(rows).child(str(restart)))
-
-        return in_turn(model, x, y, [partial(run, restart) for restart in range(self.restarts)])
+        attempts = Attempts(model, x, y, self.restarts)
+        for restart, rows in attempts:
+            attempts.add(self._search(model, x[rows], y[rows], threat, rng.take(rows).child(str(restart))))
+        return attempts.best
 
     def _search(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         """Return what one random search proposes; steps count the squares that stayed."""

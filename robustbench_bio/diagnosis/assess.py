@@ -1,6 +1,6 @@
 """A plan measured and judged: every network probed, attacked, and its results held against each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -56,7 +56,7 @@ class Assessment:
 
 def assess(
     plan: Plan, headline: Threat, *, n_probe: int = 64, store: Store | None = None, progress: Progress = silent
-) -> list[Assessment]:
+) -> Iterator[Assessment]:
     """Probe and measure every network of a plan; what is finished is kept, so that the same call continues.
 
     A short diagnosis comes before the attacks, so that masking is learnt before the time is spent; the finished
@@ -69,31 +69,38 @@ def assess(
         store: where results and diagnoses are looked up and kept.
         progress: called with examples done, their total over the whole plan, and what runs now.
 
+    Yields:
+        What came of each network, in the plan's order, as soon as it is measured.
+
     Raises:
         UserError: networks, examples and attacks that do not go together.
     """
     if store is not None:
         store.check_writable()
     runner = Runner(plan, store, progress)
-    return [assess_network(runner, subject, headline, n_probe) for subject in plan.subjects]
+    for subject in plan.subjects:
+        diagnosis = _probed(runner, subject, probed(plan, headline), n_probe)
+        results: list[Result | None] = [None] * len(plan.measurements)
+        for place, measurement in enumerate(plan.measurements):
+            if plan.applies(measurement, subject):
+                results[place] = runner.measure(subject, measurement)
+        checks = contradictions([result for result in results if result is not None])
+        yield Assessment(subject.label, tuple(results), diagnosis and diagnosis.joined(checks))
 
 
-def assess_network(runner: Runner, subject: Subject, headline: Threat, n_probe: int) -> Assessment:
-    """Probe and measure one network of a runner's plan; see `assess`."""
+def _probed(runner: Runner, subject: Subject, threat: Threat, n_probe: int) -> Diagnosis | None:
+    """Diagnose a network in short, and report what is checked."""
     plan = runner.plan
-    diagnosis = probe(
+    return probe(
         subject,
         plan.examples.to(plan.settings.device),
-        probed(plan, headline),
+        threat,
         probed_gradient(plan, subject),
         seed=plan.settings.seed,
         n_examples=n_probe,
         store=runner.store,
         progress=lambda _done, _total, line: runner.report(f"{subject.label}: {line}"),
     )
-    results = runner.results(subject)
-    measured = [result for result in results if result is not None]
-    return Assessment(subject.label, results, diagnosis and diagnosis.joined(contradictions(measured)))
 
 
 def probed(plan: Plan, headline: Threat) -> Threat:
@@ -110,7 +117,7 @@ def probed_gradient(plan: Plan, subject: Subject) -> Gradient:
     return ATTACKED_BY[-1] if thresholds else EXACT
 
 
-def ranked(assessments: Sequence[Assessment], threat: Threat) -> tuple[Assessment, ...]:
+def ranked(assessments: Iterable[Assessment], threat: Threat) -> tuple[Assessment, ...]:
     """Return networks, largest worst case within `threat` first, then larger clean accuracy, then by name.
 
     Networks of equal worst case share their rank, and the next rank counts them all: 1, 2, 2, 4.

@@ -69,8 +69,8 @@ def run_grid(asked: PresetPlan, store: Store | None = None, progress: Progress =
         progress: called with examples done, their total over the whole grid, and what runs now.
     """
     headline = asked.preset.headline()
-    found = assess(asked.plan, headline, n_probe=asked.preset.probe_examples, store=store, progress=progress)
-    return GridResult(asked, ranked(found, headline))
+    assessed = assess(asked.plan, headline, n_probe=asked.preset.probe_examples, store=store, progress=progress)
+    return GridResult(asked, ranked(assessed, headline))
 
 
 def shared_meter(result: Result) -> float:

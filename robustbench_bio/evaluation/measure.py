@@ -3,8 +3,9 @@
 import datetime
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -43,71 +44,78 @@ def measure(
         UserError: the network cannot be evaluated as it is.
         AttackViolation: the attack left the threat model or changed the network.
     """
+    spec = job.spec
     if store is not None:
-        known = store.get(job.spec) or migration.recall(store, job.spec, job.subject.net)
+        known = store.get(spec) or migration.recall(store, spec, job.subject.net)
         if known is not None:
             return known
         store.check_writable()
-    return _Run(job, examples, settings, store).result(progress)
+    attacked = _Attacked.by(job, examples, settings)
+    started, parts = time.perf_counter(), store.parts(spec) if store else []
+    done = {row for part in parts for row in part.id}
+    if done:
+        attacked.notices.append(f"{len(done)} examples come from an earlier run that stopped: not in seconds")
+    left = [place for place, row in enumerate(examples.ids) if row not in done]
+    for first in range(0, len(left), settings.batch_size):
+        part = attacked.batch(examples.rows(left[first : first + settings.batch_size]))
+        parts.append(part)
+        if store:
+            store.put_part(spec, part)
+        progress(sum(map(len, parts)), len(examples), "")
+    seconds, device = time.perf_counter() - started, torch.device(settings.device)
+    result = Result(
+        spec=spec,
+        outcomes_record=Outcomes.joined(parts, examples.ids),
+        provenance=provenance(seconds, device, spec.backend, attacked.notices),
+    )
+    if store:
+        store.put(result)
+    return result
 
 
-@dataclass
-class _Run:
-    """A measurement while it runs."""
+@dataclass(frozen=True)
+class _Attacked:
+    """A network while it is attacked.
+
+    Attributes:
+        job: network, attack and spec.
+        white_box: what the attack may ask.
+        judged: what answers for the network: itself, or its mean prediction where it is random.
+        state: hash of parameters and buffers before the attack.
+        device: where the network is.
+    """
 
     job: Job
-    examples: Slice
-    settings: Settings
-    store: Store | None
-    white_box: WhiteBoxModel = field(init=False)
-    judged: nn.Module = field(init=False)
+    white_box: WhiteBoxModel
+    judged: nn.Module
+    state: str
+    device: str | torch.device
 
-    def __post_init__(self) -> None:
-        spec, net = self.job.spec, self.job.subject.net
-        self.white_box = WhiteBoxModel(net, spec.gradient, spec.precision, draws=spec.draws, seed=spec.seed)
-        self.judged = MeanPrediction(net, spec.draws, spec.seed, "judge") if spec.draws > 1 else net
+    @classmethod
+    def by(cls, job: Job, examples: Slice, settings: Settings) -> Self:
+        """Return the network of a job once it has passed the gate."""
+        spec, net = job.spec, job.subject.net
+        white_box = WhiteBoxModel(net, spec.gradient, spec.precision, draws=spec.draws, seed=spec.seed)
+        judged = MeanPrediction(net, spec.draws, spec.seed, "judge") if spec.draws > 1 else net
+        attacked = cls(job, white_box, judged, state_sha256(net), settings.device)
+        few = examples.rows(range(min(8, len(examples)))).to(settings.device)
+        gate(judged, job.attack, white_box, few.x, examples.y, spec.threat)
+        attacked.notices.extend(_remarks(spec.gradient, spec.draws))
+        return attacked
+
+    @property
+    def notices(self) -> list[str]:
+        """What a reader of the result should know."""
+        return self.white_box.notices
 
     @property
     def name(self) -> str:
         """The attack, with its library if it is not ours."""
         return self.job.spec.attack if self.job.spec.backend == NATIVE else repr(self.job.attack)
 
-    def result(self, progress: Progress) -> Result:
-        """Gate, attack what no stored batch covers yet, and put everything together."""
-        spec, examples = self.job.spec, self.examples
-        before = state_sha256(self.job.subject.net)
-        few = examples.rows(range(min(8, len(examples)))).to(self.settings.device)
-        gate(self.judged, self.job.attack, self.white_box, few.x, examples.y, spec.threat)
-        notices = self.white_box.notices
-        notices += _remarks(spec.gradient, spec.draws)
-        started = time.perf_counter()
-        parts = self.store.parts(spec) if self.store else []
-        done = {row for part in parts for row in part.id}
-        if done:
-            notices.append(f"{len(done)} examples come from an earlier run that stopped: not in seconds")
-        left = [place for place, row in enumerate(examples.ids) if row not in done]
-        for first in range(0, len(left), self.settings.batch_size):
-            part = self.batch(examples.rows(left[first : first + self.settings.batch_size]))
-            # Before the batch is kept: a later run would take it for a sound part of this measurement.
-            if state_sha256(self.job.subject.net) != before:
-                raise AttackViolation(f"parameters or buffers of the network changed under {self.name}")
-            parts.append(part)
-            if self.store:
-                self.store.put_part(spec, part)
-            progress(sum(map(len, parts)), len(examples), "")
-        seconds = time.perf_counter() - started
-        result = Result(
-            spec=spec,
-            outcomes_record=Outcomes.joined(parts, examples.ids),
-            provenance=provenance(seconds, torch.device(self.settings.device), spec.backend, notices),
-        )
-        if self.store:
-            self.store.put(result)
-        return result
-
     def batch(self, batch: Slice) -> Outcomes:
         """Attack the correctly classified examples of one batch and judge what comes back."""
-        x, y = batch.x.to(self.settings.device), batch.y.to(self.settings.device)
+        x, y = batch.x.to(self.device), batch.y.to(self.device)
         clean = checked_logits(self.judged, x, y).argmax(1)
         right = (clean == y).nonzero().flatten()
         adversarial, size = clean.clone(), torch.zeros(len(y))
@@ -119,6 +127,9 @@ class _Run:
             adversarial[right], sizes = self.judge(x[right], proposal.x_adv, y[right])
             size[right.cpu()] = sizes.float().cpu()
             queries[right], steps[right] = proposal.queries, proposal.steps
+        # Before anybody keeps the batch: a later run would take it for a sound part of this measurement.
+        if state_sha256(self.job.subject.net) != self.state:
+            raise AttackViolation(f"parameters or buffers of the network changed under {self.name}")
         return Outcomes(
             id=list(batch.ids),
             label=y.tolist(),

@@ -45,11 +45,3 @@ class Runner:
         self._done += len(plan.examples)
         self.report(line)
         return result
-
-    def results(self, subject: Subject) -> tuple[Result | None, ...]:
-        """Return one result for each measurement of the plan; None where it does not apply to the network."""
-        plan = self.plan
-        return tuple(
-            self.measure(subject, measurement) if plan.applies(measurement, subject) else None
-            for measurement in plan.measurements
-        )

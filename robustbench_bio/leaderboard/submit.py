@@ -10,10 +10,9 @@ from pathlib import Path
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import default_home, write_atomically
 from robustbench_bio.core.progress import Progress, silent
-from robustbench_bio.diagnosis.assess import Assessment, assess_network
+from robustbench_bio.diagnosis.assess import Assessment, assess
 from robustbench_bio.evaluation.plan import Slice, Subject
 from robustbench_bio.evaluation.planning import pick_device
-from robustbench_bio.evaluation.runner import Runner
 from robustbench_bio.evaluation.store import Store
 from robustbench_bio.leaderboard.folders import Folders, measurements_of, plan_of
 from robustbench_bio.leaderboard.remeasure import facts_of, gallery
@@ -79,30 +78,29 @@ def submit(
     subjects = [Subject(candidate.card.id, candidate.net.to(where)) for candidate in candidates]
     plan = plan_of(board, subjects, where)
     n_probe = catalog.preset(board.preset).probe_examples
-    runner = Runner(plan, store, progress)
     submitted = []
-    for candidate, subject in zip(candidates, subjects, strict=True):
-        measured = assess_network(runner, subject, board.rank_by, n_probe)
-        entry = entry_of(candidate.card, candidate.net.cpu(), candidate.cells, measured, board)
+    assessed = assess(plan, board.rank_by, n_probe=n_probe, store=store, progress=progress)
+    for candidate, assessment in zip(candidates, assessed, strict=True):
+        entry = entry_of(candidate.card, candidate.net.cpu(), candidate.cells, assessment, board)
         submitted.append(Submitted(entry, _write(entry, candidate, board, folders)))
     return submitted
 
 
-def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, measured: Assessment, board: Board) -> Entry:
+def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, assessment: Assessment, board: Board) -> Entry:
     """Return the entry of a network that was measured.
 
     Args:
         card: as the zoo holds it.
         net: on the CPU.
         cells: its genotype, of cells or of motifs.
-        measured: its measurements and diagnosis.
+        assessment: its measurements and diagnosis.
         board: what asked for them.
     """
-    measurements = [Measured.of(result) for result in measured.measured]
+    measurements = [Measured.of(result) for result in assessment.measured]
     own = card.model_copy(update={"datasets": {board.dataset: card.datasets[board.dataset]}})
-    sources = [result.provenance for result in measured.measured]
+    sources = [result.provenance for result in assessment.measured]
     latest = max(sources, key=lambda source: source.created)
-    diagnosis = measured.diagnosis
+    diagnosis = assessment.diagnosis
     weights_sha256 = card.datasets[board.dataset].weights_sha256
     assert weights_sha256 is not None  # noqa: S101
     return Entry(

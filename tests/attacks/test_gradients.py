@@ -139,7 +139,7 @@ def test_a_random_network_is_judged_by_its_mean_answer() -> None:
 def test_luck_does_not_break_a_random_network() -> None:
     x, y = images(60), torch.zeros(60, dtype=torch.int64)
     result = evaluate(Coin().eval(), (x, y), attack="noise", queries=50, eps=0.1, gradient="eot:2")
-    assert result.spec.votes == 20
+    assert result.spec.draws == 20
     # Every one of 50 tries would succeed on a single answer with probability 0.3, on the mean of 20 with 0.05; the
     # judge draws anew, so that nothing that was lucky once counts.
     assert result.clean_accuracy > 0.85
@@ -165,7 +165,7 @@ def test_a_random_network_without_expectation_is_refused_with_the_remedy() -> No
 def test_a_fixed_network_needs_a_single_pass_and_says_so() -> None:
     x = images()
     result = evaluate(Linear().eval(), (x, Linear()(x).argmax(1)), steps=3, gradient="eot:2")
-    assert result.spec.votes == 1
+    assert result.spec.draws == 1
     assert "averages equal gradients" in result.provenance.notices[0]
 
 

@@ -69,5 +69,5 @@ def test_no_attack_and_no_engine_takes_nan() -> None:
         for key in numbers(engine):
             tried += 1
             with pytest.raises(UserError, match="nan"):
-                search.make(name, {key: math.nan})
+                search.make_engine(name, {key: math.nan})
     assert tried > 15

@@ -290,7 +290,7 @@ def refused(
 ) -> None:
     """Fail unless what a function spoils is refused in one line that says one of the parts, and nothing is written."""
     arguments, before = spoil(place), snapshot(place)
-    monkeypatch.setattr("robustbench_bio.leaderboard.submit.assess_network", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr("robustbench_bio.leaderboard.submit.assess", lambda *_: pytest.fail("it was measured"))
     assert command(monkeypatch, *arguments) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")

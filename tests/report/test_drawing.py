@@ -23,7 +23,7 @@ SPACE = "{http://www.w3.org/2000/svg}"
 
 def one_of_each_rule() -> Genotype:
     """Return cells with an edge under every rule that a primitive may carry, and one without weights."""
-    edges = [Edge(Primitive("conv_7x1_1x7", rule).name, 0) for rule in SUFFIXES] + [Edge("max_pool_3x3", 1)]
+    edges = [Edge(Primitive("conv_7x1_1x7", rule).name, 0) for rule in SUFFIXES.names()] + [Edge("max_pool_3x3", 1)]
     return Genotype(name="rules", source="", normal=edges, reduce=edges)
 
 
@@ -36,12 +36,12 @@ def motifs() -> MotifGenotype:
 
 
 def test_every_rule_and_every_sign_has_a_style() -> None:
-    assert {f"r-{rule}" for rule in SUFFIXES} <= palette.STYLES.keys()
+    assert {f"r-{rule}" for rule in SUFFIXES.names()} <= palette.STYLES.keys()
     assert {link_style(link) for link in LINKS} <= palette.STYLES.keys()
-    shades = [palette.COLOURS[palette.STYLES[f"r-{rule}"]] for rule in SUFFIXES]
+    shades = [palette.COLOURS[palette.STYLES[f"r-{rule}"]] for rule in SUFFIXES.names()]
     for side in (0, 1):
-        assert len({shade[side] for shade in shades}) == len(SUFFIXES)
-    assert [key.text for key in rule_keys(one_of_each_rule().normal)] == [*sorted(SUFFIXES), "without weights"]
+        assert len({shade[side] for shade in shades}) == len(SUFFIXES.names())
+    assert [key.text for key in rule_keys(one_of_each_rule().normal)] == [*sorted(SUFFIXES.names()), "without weights"]
 
 
 def test_a_sheet_is_an_svg_that_brings_every_colour_it_names(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_sheet_is_an_svg_that_brings_every_colour_it_names(tmp_path: Path) -> 
     for used in style.split("var(--")[1:]:
         assert f"--{used.partition(')')[0]}:" in style
     texts = [element.text for element in root.iter(f"{SPACE}text")]
-    assert {"rules", "Normal cell", "Reduction cell", *SUFFIXES} <= set(texts)
+    assert {"rules", "Normal cell", "Reduction cell", *SUFFIXES.names()} <= set(texts)
 
 
 @pytest.mark.parametrize("kind", ["cells", "motifs"])
