@@ -23,7 +23,9 @@ from robustbench_bio.records.space import Space
 from robustbench_bio.search.base import ENGINES
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "robustbench_bio"
 OWN, ADDING, README = ROOT / "docs" / "own.md", ROOT / "docs" / "adding.md", ROOT / "README.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 
 #: Points by which a figure may differ from the documented one: processors add up floats in different orders.
 POINTS = 10.0
@@ -213,6 +215,39 @@ def test_adding_names_things_that_are_there() -> None:
     assert SURROGATES
     assert BACKENDS.names()
     assert ENGINES.names()
+
+
+def places(path: str) -> list[Path]:
+    """Return what a path of the architecture page names: in the package, or else at the top level."""
+    return [place for place in (PACKAGE / path, ROOT / path) if place.exists()]
+
+
+def defines(source: str, name: str) -> bool:
+    """Tell whether a module defines a name, at any depth, or registers it."""
+    return bool(re.search(rf'(class|def) {name}\b|^ *{name}\b *[:=]|register\("{name}"', source, re.MULTILINE))
+
+
+def test_the_architecture_names_paths_and_names_that_are_there() -> None:
+    named, text = 0, ARCHITECTURE.read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ARCHITECTURE.parent / link).exists(), link
+    for block in re.split(r"\n\n|\n(?=\||\d+\. )", text):
+        marked = re.findall(r"`([^`\n]+)`", block)
+        paths = [mark for mark in marked if "/" in mark and " " not in mark or mark.endswith(".py")]
+        for path in set(paths) - {"__init__.py"}:
+            assert places(path), path
+        sources = [place.read_text() for path in paths for place in places(path) if place.suffix == ".py"]
+        names = [mark for mark in marked if mark.isidentifier()]
+        for name in names:
+            assert any(defines(source, name) for source in sources), f"{name} is in none of {paths}"
+        named += len(names)
+    assert named > 40
+
+
+def test_the_architecture_lists_the_rooms_in_the_order_of_their_imports() -> None:
+    shown = re.findall(r"^\| `(\w+)/` \|", ARCHITECTURE.read_text(), re.MULTILINE)
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    assert shown == contract["layers"][::-1]
 
 
 def test_the_files_that_adding_shows_are_read() -> None:
