@@ -233,7 +233,7 @@ def test_the_architecture_names_paths_and_names_that_are_there() -> None:
         assert (ARCHITECTURE.parent / link).exists(), link
     for block in re.split(r"\n\n|\n(?=\||\d+\. )", text):
         marked = re.findall(r"`([^`\n]+)`", block)
-        paths = [mark for mark in marked if "/" in mark and " " not in mark or mark.endswith(".py")]
+        paths = [mark for mark in marked if ("/" in mark and " " not in mark) or mark.endswith(".py")]
         for path in set(paths) - {"__init__.py"}:
             assert places(path), path
         sources = [place.read_text() for path in paths for place in places(path) if place.suffix == ".py"]
