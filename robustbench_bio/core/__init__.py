@@ -1,1 +1,1 @@
-"""What every room needs and knows nothing of networks: errors, registry, random streams, files, statistics."""
+"""What every room needs and knows nothing of networks: add here errors, registry, random streams, files, statistics."""

@@ -1,1 +1,1 @@
-"""May a measured robustness be believed? Checks for gradient masking and the verdict."""
+"""May a measured robustness be believed? Add here checks for gradient masking, and what joins them to a verdict."""

@@ -1,1 +1,1 @@
-"""From a network and examples to a result: gate, attack, judge, outcomes, store."""
+"""From a network and examples to a result: add here what plans, judges or keeps measurements, never an attack."""

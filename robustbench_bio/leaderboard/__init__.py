@@ -1,1 +1,1 @@
-"""Boards: entries of a leaderboard, their ranking, and what keeps them honest."""
+"""Boards: add here what submits, verifies, migrates, ranks or compares entries; the entries themselves are data."""

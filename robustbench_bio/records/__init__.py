@@ -1,1 +1,1 @@
-"""What is written to disk or asked for, one file a kind: strict when read, canonical when written, one hash."""
+"""Written to disk or asked for: add here one file a kind, strict when read, canonical when written, one hash."""
