@@ -151,7 +151,7 @@ class Threat:
             raise ValueError('expected norm as a text and eps as a number or a text such as "8/255"')  # noqa: TRY004
         try:
             return cls.checked(norm, eps if isinstance(eps, str) else float(eps))
-        except UserError as error:
+        except (UserError, OverflowError) as error:
             raise ValueError(str(error)) from None
 
     @classmethod

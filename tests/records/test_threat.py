@@ -310,6 +310,7 @@ def test_a_threat_model_is_read_as_people_write_it(document: dict[str, Any], tex
         ({"eps": "8"}, "did you mean 8/255"),
         ({"norm": "l0", "eps": 1.5}, "whole number of pixels"),
         ({"eps": "1e999"}, "expected eps as a number"),
+        ({"eps": 10**400}, "too large"),
     ],
 )
 def test_what_is_no_threat_model_is_refused(document: object, message: str) -> None:
