@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.evaluation.fingerprint import state_digest
 from robustbench_bio.evaluation.store import Store, file_name, sealed_record
 from robustbench_bio.records.result import EvalSpec, Result
@@ -58,6 +59,11 @@ def recall(store: Store, spec: EvalSpec, model: nn.Module) -> Result | None:
     record = sealed_record(path)
     if record is None or record.get("spec") != document:
         return None
-    result = Result.read(record | {"spec": spec.model_dump(mode="json")})
+    try:
+        result = Result.read(record | {"spec": spec.model_dump(mode="json")})
+    except UserError:
+        return None
+    if len(result.outcomes_record) != spec.n:
+        return None
     store.put(result)
     return result.model_copy(update={"from_store": True})

@@ -22,7 +22,7 @@ from robustbench_bio.core.files import default_home, write_atomically
 from robustbench_bio.core.progress import Progress
 from robustbench_bio.evaluation import migration
 from robustbench_bio.evaluation.store import Store, file_name
-from robustbench_bio.records.result import EvalSpec, Provenance, Result
+from robustbench_bio.records.result import EvalSpec, Outcomes, Provenance, Result
 
 N = 48
 
@@ -401,6 +401,21 @@ def test_a_result_of_the_first_schema_that_is_not_this_one_is_measured_anew(tmp_
     path = as_first_schema(store, result, model if spoil == "edited" else nn.Linear(1, 1))
     if spoil == "edited":
         path.write_text(path.read_text().replace('"label":[', '"label":[0,', 1))
+    again = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    assert not again.from_store
+    assert same(again, result)
+
+
+@pytest.mark.parametrize(
+    "outcomes", [{name: [] for name in Outcomes.model_fields}, "none"], ids=["short", "no columns"]
+)
+def test_a_sealed_result_of_the_first_schema_needs_an_outcome_for_each_example(tmp_path: Path, outcomes: Any) -> None:
+    store, (model, data) = Store(tmp_path), subject()
+    result = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    path = as_first_schema(store, result, model)
+    record = json.loads(path.read_text())["record"] | {"outcomes": outcomes}
+    body = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "record": record}))
     again = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
     assert not again.from_store
     assert same(again, result)
