@@ -23,7 +23,6 @@ class Assessment:
     """What came of one network of a plan.
 
     Attributes:
-        model: what results call it.
         results: one for each measurement of the plan; None where it does not apply to the network.
         diagnosis: of a probe and of what the results say of each other; None where no threat model is linf or l2.
         rank: 1 is best, networks that are equal share it; 0 before a ranking.

@@ -35,17 +35,12 @@ class Checks:
     """All checks on one network and its correctly classified examples.
 
     Args:
-        model: the network, in eval mode.
         judged: what decides whether an example is robust: the network, or its mean prediction if it is random.
         x: [n, C, H, W] in [0, 1].
         y: int64 [n], all of them answered correctly.
         logits: [n, K] at x.
-        threat: linf or l2.
         followed: gradient of the white-box attacks.
         draws: passes behind each answer.
-        steps: of PGD.
-        queries: of Square.
-        seed: of every draw.
     """
 
     model: nn.Module
@@ -269,12 +264,8 @@ def finite_difference_error(model: nn.Module, x: Tensor, y: Tensor, seed: int = 
     sides in float64, so that only rounding inside the network, thresholds or randomness can part them. Random
     networks draw the same on both sides.
 
-    Args:
-        model: in eval mode.
-        x: [n, C, H, W], a few examples.
-        y: int64 [n].
-        seed: of the directions.
-        directions: per example.
+
+    x is [n, C, H, W], a few examples; y int64 [n]. `directions` are drawn for each example.
 
     Returns:
         Median over examples and directions of |difference| / (|differential| + |central difference|).

@@ -61,13 +61,7 @@ class GridResult:
 
 
 def run_grid(asked: PresetPlan, store: Store | None = None, progress: Progress = silent) -> GridResult:
-    """Run every attack of a preset on every network, or read from the store what was measured before, and rank.
-
-    Args:
-        asked: what is measured.
-        store: where results are looked up and kept.
-        progress: called with examples done, their total over the whole grid, and what runs now.
-    """
+    """Run every attack of a preset on every network, or read from the store what was measured before, and rank."""
     headline = asked.preset.headline()
     assessed = assess(asked.plan, headline, n_probe=asked.preset.probe_examples, store=store, progress=progress)
     return GridResult(asked, ranked(assessed, headline))

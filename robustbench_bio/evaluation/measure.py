@@ -33,12 +33,8 @@ def measure(
 
     What is finished is kept batch by batch, so that the same call continues where an interrupted one stopped.
 
-    Args:
-        job: network, attack and spec.
-        examples: what is attacked.
-        settings: batch size and device; the rest stands in the spec.
-        store: where results are looked up and kept; None keeps nothing.
-        progress: called after every batch with examples done, their total, and "".
+
+    `progress` is called after every batch with examples done, their total, and "".
 
     Raises:
         UserError: the network cannot be evaluated as it is.
@@ -78,11 +74,8 @@ class _Attacked:
     """A network while it is attacked.
 
     Attributes:
-        job: network, attack and spec.
-        white_box: what the attack may ask.
         judged: what answers for the network: itself, or its mean prediction where it is random.
         state: hash of parameters and buffers before the attack.
-        device: where the network is.
     """
 
     job: Job

@@ -110,8 +110,7 @@ class Subject:
     def has_thresholds(self, x: Tensor) -> bool:
         """Tell whether the network spikes or rounds, so that its exact gradient misses most of what it does.
 
-        Args:
-            x: [n, C, H, W] where the network is; two of the inputs are looked at, once.
+        x is [n, C, H, W] on the network's device; two of the inputs are looked at, once.
         """
         if self._stepped is None:
             self._stepped = stepped(self.net, x[:2])
@@ -130,11 +129,7 @@ class Measurement:
     """One attack at one radius with one gradient.
 
     Attributes:
-        attack: name of the attack.
-        threat: what it may do.
-        gradient: what it follows.
         params: its parameters as they were asked for, lengths in input units.
-        backend: whose attack runs.
         written: the radius as a preset writes it, with σ where it is in units of the data's standard deviation.
     """
 
@@ -182,10 +177,7 @@ class Settings:
     """How measurements are made.
 
     Attributes:
-        seed: of the attacks' draws.
-        batch_size: examples attacked together.
         precision: of gradient passes, None for the fastest that is safe on the device.
-        device: where networks and examples are.
     """
 
     seed: int = 0
@@ -210,10 +202,6 @@ class Plan:
     """Networks, and the measurements that each is put to as far as they apply to it.
 
     Attributes:
-        examples: what is attacked.
-        subjects: the networks.
-        measurements: in the order of results.
-        settings: how.
         as_asked: put every network to every measurement, because the caller named gradients that they take.
     """
 
@@ -265,13 +253,7 @@ def with_surrogates(measurements: Sequence[Measurement]) -> tuple[Measurement, .
 
 @dataclass(frozen=True)
 class Job:
-    """A measurement of one network, ready to run.
-
-    Attributes:
-        subject: the network.
-        attack: what runs.
-        spec: everything that decides the outcome.
-    """
+    """A measurement of one network, ready to run."""
 
     subject: Subject
     attack: Attack
@@ -281,11 +263,7 @@ class Job:
 def job(subject: Subject, measurement: Measurement, examples: Slice, settings: Settings) -> Job:
     """Return a measurement of one network, ready to run.
 
-    Args:
-        subject: its network must be where the settings say.
-        measurement: which.
-        examples: what is attacked.
-        settings: how.
+    The network must be on the device of the settings.
 
     Raises:
         UserError: an attack, parameter or data that does not fit.

@@ -66,9 +66,7 @@ class AskedAttack:
     """An attack as `biorobust eval` is asked for it.
 
     Attributes:
-        attack: its name.
         threats: one for each radius.
-        params: its parameters.
         gradient: text of a gradient, "both" for rule and exact, or None for what fits the network.
         backend: "native", a library, or "all": native first, then every library that can do the same.
     """
@@ -100,13 +98,8 @@ def eval_plan(
 
     Everything that can be wrong about the call is found here, before the first attack starts.
 
-    Args:
-        model: id of the zoo, or path of a card.
-        source: data set.
-        asked: the attack.
-        n_examples: first N of the test split, all by default.
-        settings: how.
-        notice: called with one line if "all" has to leave libraries out.
+
+    `notice` is called with one line if "all" has to leave libraries out.
 
     Raises:
         UserError: unknown names, or a network, attack and library that do not go together.
@@ -160,10 +153,9 @@ def gradients_of(net: torch.nn.Module, asked: str | None, x: torch.Tensor) -> li
 
     Default: exact, or surrogates where thresholds leave no exact gradient; after rule where the network has rules.
 
-    Args:
-        net: in eval mode.
-        asked: text of a gradient, "both" for rule and exact, or None for the default.
-        x: [n, C, H, W], an input or two to look for thresholds with.
+
+    `asked` is the text of a gradient, "both" for rule and exact, or None for the default. x holds an input or two [n,
+    C, H, W] to look for thresholds with.
     """
     if asked == "both":
         return [RULE, EXACT]
@@ -207,9 +199,7 @@ def pick_device(device: str) -> str:
 def preset_measurements(preset: AttackPreset, sigma: float) -> tuple[Measurement, ...]:
     """Return the measurements of a preset, in its order, after checking attacks and parameters.
 
-    Args:
-        preset: the attacks.
-        sigma: mean standard deviation of the data set in input units.
+    `sigma` is the mean standard deviation of the data set in input units.
 
     Raises:
         UserError: an unknown attack or parameter, a norm that the attack does not serve, a missing parameter, a
@@ -255,8 +245,6 @@ class PresetPlan:
     """The plan of a preset on many networks.
 
     Attributes:
-        preset: the attacks, and what ranks the networks.
-        plan: what is measured.
         sigma: mean standard deviation of the data set, the unit of radii written with σ.
         skipped: network → why it was left out.
     """
@@ -272,12 +260,8 @@ def preset_plan(
 ) -> PresetPlan:
     """Return the plan of every attack of a preset on every model that has weights for a data set.
 
-    Args:
-        preset: the attacks.
-        patterns: ids, patterns with *, paths of cards; separated by commas.
-        source: data set.
-        n_examples: first N of the test split; by default as many as the preset says.
-        settings: how.
+    `patterns` are ids, patterns with * and paths of cards, separated by commas. By default as many examples as the
+    preset says, the first of the test split.
 
     Raises:
         UserError: unknown names, a preset that does not fit the attacks, no model with weights.

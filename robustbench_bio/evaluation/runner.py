@@ -14,7 +14,6 @@ class Runner:
     """What the measurements of a plan share while they run.
 
     Attributes:
-        plan: what is measured.
         store: where results are looked up and kept; None keeps nothing.
         progress: called with examples done, their total over the whole plan, and what runs now.
     """

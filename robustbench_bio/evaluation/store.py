@@ -22,9 +22,6 @@ class Store:
     Layout: `ROOT/<model>/<dataset>/<attack>-<norm>-<gradient>-<key>.json`, and beside it, while a measurement
     runs, a folder `….parts` with one file per batch. Each file carries the hash of its content, which is
     checked when it is read.
-
-    Args:
-        root: the folder; created at the first write.
     """
 
     def __init__(self, root: Path | str) -> None:

@@ -11,12 +11,6 @@ from robustbench_bio.records.threat import Threat
 def worst_case(results: Sequence[Result]) -> dict[Threat, list[bool]]:
     """Return for each threat model which examples withstand every attack and gradient among the results.
 
-    Args:
-        results: measurements of one network on the same examples.
-
-    Returns:
-        Threat model → one bool per example, in the order of the first result's examples.
-
     Raises:
         ValueError: the results are not of the same network and examples.
     """

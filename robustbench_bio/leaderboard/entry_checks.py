@@ -33,14 +33,7 @@ def _subject(folders: Folders, dataset: str, card: str, cells: str) -> Subject:
 
 
 def checked(file: Path, board: Board, plan: Plan, folders: Folders) -> tuple[Entry | None, list[str]]:
-    """Return the entry in a file and what does not hold of it, a line each; None for what is no entry.
-
-    Args:
-        file: the entry.
-        board: which it stands on.
-        plan: what the board asks of any network.
-        folders: of the zoo.
-    """
+    """Return the entry in a file and what does not hold of it, a line each; None for what is no entry."""
     try:
         entry = catalog.entry(file)
         faults = [*_board_faults(entry, board), *_zoo_faults(entry, board, folders)]

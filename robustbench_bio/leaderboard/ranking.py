@@ -16,7 +16,6 @@ class RankedEntry:
     """One entry and where it stands.
 
     Attributes:
-        entry: the entry.
         best: 1 + number of rows that are significantly above it.
         worst: number of rows less those that are significantly below it.
     """

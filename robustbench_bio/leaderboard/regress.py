@@ -46,7 +46,6 @@ class Pair:
     """The same examples before and after a change.
 
     Attributes:
-        model: network.
         question: `CLEAN` or `WORST`.
         before: which examples were robust in the baseline.
         after: which are now.
@@ -63,7 +62,6 @@ class Change:
     """What became of one network in one respect.
 
     Attributes:
-        pair: the outcomes.
         p: one-sided exact McNemar p for "was robust more often before", after Holm's correction over all tests.
         regression: whether the drop is significant and notable.
     """
@@ -106,7 +104,6 @@ class Comparison:
 
     Attributes:
         changes: two for each network.
-        limits: what counts as a regression.
         left_out: network → why it was not compared.
     """
 
@@ -153,7 +150,6 @@ class Part:
 
     Attributes:
         attacks: comma-separated patterns of attacks, of those at the board's radius.
-        n_examples: first so many examples.
         fraction: a random part of the examples, instead.
         seed: of that part.
     """
@@ -209,11 +205,8 @@ def read_entries(folder: Path, models: str = "*") -> dict[str, Entry]:
 def paired(entry: Entry, net: nn.Module, part: Part, report: Callable[[str], None] = lambda _: None) -> list[Pair]:
     """Measure a network again as an entry says and return the examples before and after.
 
-    Args:
-        entry: of the baseline.
-        net: what is to stand in its place now, in eval mode.
-        part: what is compared.
-        report: called with the name of each measurement before it starts.
+    `net` is what is to stand in the entry's place now, in eval mode; `report` is called with the name of each
+    measurement before it starts.
 
     Raises:
         UserError: the data is not what the entry was measured on, or the network cannot be evaluated.
@@ -248,13 +241,7 @@ def against_checkout(
 ) -> Comparison:
     """Measure the networks of the zoo again and compare them with a baseline's entries.
 
-    Args:
-        baseline: folder of entries.
-        folders: where the networks are now.
-        models: which entries, by comma-separated patterns.
-        part: what is compared, by default everything that ranks.
-        limits: what counts as a regression.
-        progress: called with networks done, their number, and what runs now.
+    `models` are comma-separated patterns. Compared is by default everything that ranks.
     """
     part, limits = part or Part(), limits or Limits()
     entries = read_entries(baseline, models)

@@ -78,8 +78,6 @@ class Difference:
 
     Attributes:
         row: its place among the board's examples.
-        claimed: what the entry says.
-        measured: what came of the same attack.
         within_tolerance: whether the claimed outcome came in one of the repetitions: rounding or the draws' luck
             decides it.
     """

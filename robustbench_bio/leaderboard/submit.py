@@ -49,14 +49,8 @@ def submit(
 
     All networks are checked before the first attack. Of a network nothing is written before all of it is measured.
 
-    Args:
-        models: paths of cards that end in .toml; ids of the zoo and patterns with *.
-        board_name: which board.
-        folders: zoo and boards that are written to.
-        order: what comes with the cards.
-        out: folder of results.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        progress: called with examples done, their total and what runs now.
+
+    `models` are paths of cards that end in .toml, ids of the zoo, and patterns with *.
 
     Raises:
         UserError: unknown names, a card, genotype or weights that are not what they should be.
@@ -87,15 +81,7 @@ def submit(
 
 
 def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, assessment: Assessment, board: Board) -> Entry:
-    """Return the entry of a network that was measured.
-
-    Args:
-        card: as the zoo holds it.
-        net: on the CPU.
-        cells: its genotype, of cells or of motifs.
-        assessment: its measurements and diagnosis.
-        board: what asked for them.
-    """
+    """Return the entry of a network that was measured."""
     measurements = [Measured.of(result) for result in assessment.measured]
     own = card.model_copy(update={"datasets": {board.dataset: card.datasets[board.dataset]}})
     sources = [result.provenance for result in assessment.measured]

@@ -40,7 +40,6 @@ class Remeasured:
     """What came of measuring a part of an entry again.
 
     Attributes:
-        part: what was measured again.
         faults: lines on what does not hold.
         within_tolerance: lines on what differs, but may.
     """
@@ -55,14 +54,12 @@ class Report:
     """What was found on one board.
 
     Attributes:
-        board: its name.
         entries: files that were looked at.
         outcomes: outcomes that these claim.
         again: of these, measured again.
         diagnoses: verdicts that were found again.
         faults: entry → what does not hold.
         within_tolerance: entry → outcomes that differ here, but are within tolerance.
-        seconds: that it took.
     """
 
     board: str
@@ -114,14 +111,9 @@ def verify(
     the costlier its attack (`sampling.sample`). One that differs is a fault unless rounding or the draws' luck decides
     it (`remeasure.differences`); more than `TOLERATED` of those are a fault, too.
 
-    Args:
-        board: which board.
-        folders: zoo and boards.
-        models: entries, by comma-separated patterns.
-        fraction: of the outcomes, in (0, 1]; 1 proves every one.
-        seed: of the sample.
-        jobs: processes.
-        progress: called with parts done, their total and the last one.
+
+    `models` are comma-separated patterns, and `fraction` lies in (0, 1]: 1 proves every outcome. `progress` is called
+    with parts done, their total and the last one.
 
     Raises:
         UserError: a fraction out of range, no such entry, data that is not here.

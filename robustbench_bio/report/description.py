@@ -51,12 +51,8 @@ def describe(
 
     Numbers are numbers, in the unit that the field or its key names. What a model's are: `zoo.facts.model_facts`.
 
-    Args:
-        name: of the thing.
-        dataset: which of a model's networks.
-        data_root: folder of downloaded data.
-        data_file: an .npz that stands in for the data set.
-        progress: called with steps done, their total and a text, while gradients are measured.
+
+    `data_file` is an .npz that stands in for the data set. `progress` is called while gradients are measured.
 
     Raises:
         UserError: nothing is called that.

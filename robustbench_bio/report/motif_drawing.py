@@ -34,12 +34,7 @@ def motif_circuit(motif: Motif) -> Drawing:
 
 
 def placed_motifs(genotype: MotifGenotype, reductions: frozenset[int]) -> list[tuple[str, Motif]]:
-    """Return every motif that stands somewhere, under a heading that names the cells in which it does.
-
-    Args:
-        genotype: motifs of all cells.
-        reductions: cells that halve the map, which hold no motif.
-    """
+    """Return every motif that stands somewhere, under a heading that names the cells in which it does."""
     places = dict[Motif, list[int]]()
     for i, motif in enumerate(genotype.cells):
         if i not in reductions:

@@ -45,12 +45,6 @@ def model_facts(model: str, dataset: str, data: DataFiles, progress: Progress | 
     degrees). Gradients, and the spikes of a spiking network, are measured only with trained weights, on data that is
     on disk.
 
-    Args:
-        model: id of the zoo, or path of a card.
-        dataset: which of the model's networks.
-        data: where the data lies.
-        progress: called while gradients are measured.
-
     Raises:
         UserError: no such model.
     """

@@ -62,11 +62,7 @@ def source_network(model: str, dataset: str) -> SourceNetwork:
 def network(card: ModelCard, entry: TrainedNet, dataset: Dataset, cells: AnyGenotype | None = None) -> Net:
     """Return the untrained network of a card, its rules attached, its weights drawn from the entry's seed.
 
-    Args:
-        card: what it is.
-        entry: which of the card's networks.
-        dataset: what it is for.
-        cells: stand in for the genotype that the card names, which then need not be in the catalog.
+    `cells` stand in for the genotype that the card names, which then need not be in the catalog.
     """
     params: dict[str, Any] = {**card.net, **entry.net}
     name = str(params.pop("name", ""))
@@ -162,13 +158,8 @@ def save_trained(
 ) -> ModelCard:
     """Write a trained network's weights, then the card that names their hash; return that card.
 
-    Args:
-        card: the card to extend.
-        dataset: data set that the network was trained on.
-        entry: seed, recipe and training summary; weights and hash are filled in.
-        net: the trained network.
-        folder: where `<id>.toml` goes.
-        weights_folder: where `<id>-<dataset>.safetensors` goes.
+    The card goes to `folder/<id>.toml`, weights to `weights_folder/<id>-<dataset>.safetensors`. `entry` holds seed,
+    recipe and training summary; weights and hash are filled in.
     """
     data = packed(net)
     name = f"{card.id}-{Path(dataset).stem}.safetensors"

@@ -34,10 +34,6 @@ def with_surrogates(graph: fx.GraphModule, name: str) -> fx.GraphModule:
     derivative of one whatever the surrogate, the slope that they have on average. Selections such as maximum, ReLU
     and `where` keep their exact gradient.
 
-    Args:
-        graph: what `trace` returns.
-        name: of a surrogate.
-
     Raises:
         UserError: no such surrogate, or a forward pass without steps.
     """

@@ -32,10 +32,8 @@ LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 def build(boards: dict[str, tuple[Board, list[Entry]]], out: Path, progress: Progress | None = None) -> list[Path]:
     """Write the site of some boards; the one that was there before stays until the new one is whole.
 
-    Args:
-        boards: name → board and its entries, in any order.
-        out: folder of the site; made anew, with all that was in it.
-        progress: called with pages done, their number, and the page's path.
+    `out` is made anew, with all that was in it. `progress` is called with pages done, their number, and the page's
+    path.
 
     Returns:
         Paths of all files of the site.

@@ -31,7 +31,6 @@ class Place(NamedTuple):
     """An entry and where it stands.
 
     Attributes:
-        board: its board.
         row: the entry and its rank range.
         order: its place from 0 in the board's order.
     """
