@@ -35,9 +35,7 @@ _INTERRUPTED = 130
 
 
 @app.callback(invoke_without_command=True)
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     """How robust networks trained with brain-like learning rules really are."""
     if version:
         terminal.out.print(f"biorobust {__version__}", highlight=False)

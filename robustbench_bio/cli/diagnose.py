@@ -28,9 +28,10 @@ def diagnose(
 ) -> None:
     """Look for gradient masking: may this network's robustness be believed?"""
     from robustbench_bio.diagnosis.named import diagnose_model
-    from robustbench_bio.evaluation.planning import DataSource, read_settings
+    from robustbench_bio.evaluation.planning import read_settings
     from robustbench_bio.records.threat import Threat
     from robustbench_bio.report import tables as report
+    from robustbench_bio.zoo.loading import DataSource
 
     threat, settings = Threat.checked(norm, eps), read_settings(seed=seed, device=device)
     with terminal.progress_shown("diagnosing") as progress:

@@ -41,10 +41,11 @@ def evaluate(
     """Attack a network and print how much of its accuracy is left."""
     from robustbench_bio.core.files import default_home
     from robustbench_bio.diagnosis.assess import assess
-    from robustbench_bio.evaluation.planning import AskedAttack, DataSource, eval_plan, read_settings
+    from robustbench_bio.evaluation.planning import AskedAttack, eval_plan, read_settings
     from robustbench_bio.evaluation.store import Store
     from robustbench_bio.records.threat import Threat
     from robustbench_bio.report import tables as report
+    from robustbench_bio.zoo.loading import DataSource
 
     threats = Threat.several(norm, eps)
     settings = read_settings(seed=seed, batch_size=batch_size, precision=precision, device=device)

@@ -28,10 +28,11 @@ def grid(
     """
     from robustbench_bio.core.files import default_home
     from robustbench_bio.diagnosis.grid import run_grid
-    from robustbench_bio.evaluation.planning import DataSource, preset_plan, read_settings
+    from robustbench_bio.evaluation.planning import preset_plan, read_settings
     from robustbench_bio.evaluation.store import Store
     from robustbench_bio.report import grid as report
     from robustbench_bio.zoo import catalog
+    from robustbench_bio.zoo.loading import DataSource
 
     folder = out_dir or default_home() / "results"
     chosen, settings = catalog.preset(preset), read_settings(seed=seed, device=device)

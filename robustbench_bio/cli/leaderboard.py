@@ -8,13 +8,7 @@ from typing import Annotated
 import typer
 
 from robustbench_bio.cli import terminal
-from robustbench_bio.cli.options import (
-    AsJson,
-    Boards,
-    Jobs,
-    Models,
-    Zoo,
-)
+from robustbench_bio.cli.options import AsJson, Boards, Jobs, Models, Zoo
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 

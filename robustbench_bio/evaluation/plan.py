@@ -14,8 +14,6 @@ from robustbench_bio.attacks.access.mean_prediction import DRAWS, is_random
 from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped
 from robustbench_bio.attacks.external import NATIVE, peer
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.datasets import load_examples
-from robustbench_bio.datasets.base import Examples
 from robustbench_bio.datasets.tensors import tensors
 from robustbench_bio.evaluation.fingerprint import fingerprint
 from robustbench_bio.evaluation.judge import check_data, data_hash
@@ -23,7 +21,7 @@ from robustbench_bio.records.base import Precision, Scalar
 from robustbench_bio.records.gradient import EXACT, Gradient
 from robustbench_bio.records.result import EvalSpec
 from robustbench_bio.records.threat import Threat
-from robustbench_bio.zoo.loading import source_network
+from robustbench_bio.zoo.loading import DataSource, source_network
 
 
 @dataclass(frozen=True)
@@ -44,18 +42,14 @@ class Slice:
     split: str = "test"
 
     @classmethod
-    def of(cls, examples: Examples, dataset: str, split: str = "test") -> Self:
-        """Return the slice of some examples of a data set, which may be named by the path of an .npz."""
-        return cls(*tensors(examples), tuple(examples.ids.tolist()), Path(dataset).stem, split)
-
-    @classmethod
-    def load(cls, dataset: str, n: int | None, *, root: Path | None = None, file: Path | None = None) -> Self:
+    def load(cls, source: DataSource, n: int | None = None) -> Self:
         """Return the first n test examples of a data set, all by default.
 
         Raises:
             UserError: the data is not here, or has fewer.
         """
-        return cls.of(load_examples(dataset, "test", n, data_root=root, data_file=file), dataset)
+        examples = source.examples("test", n)
+        return cls(*tensors(examples), tuple(examples.ids.tolist()), Path(source.dataset).stem)
 
     @classmethod
     def given(cls, data: tuple[Tensor, Tensor], ids: Sequence[int] | None, dataset: str, split: str) -> Self:
@@ -252,15 +246,22 @@ def with_surrogates(measurements: Sequence[Measurement]) -> tuple[Measurement, .
 
 
 @dataclass(frozen=True)
-class Job:
-    """A measurement of one network, ready to run."""
+class PreparedMeasurement:
+    """A measurement of one network, ready to run; the spec is everything that decides the outcome."""
 
     subject: Subject
     attack: Attack
     spec: EvalSpec
+    examples: Slice
+    settings: Settings
+
+    @property
+    def attack_name(self) -> str:
+        """The attack as errors name it, with its library if it is not ours."""
+        return self.spec.attack if self.spec.backend == NATIVE else repr(self.attack)
 
 
-def job(subject: Subject, measurement: Measurement, examples: Slice, settings: Settings) -> Job:
+def prepare(subject: Subject, measurement: Measurement, examples: Slice, settings: Settings) -> PreparedMeasurement:
     """Return a measurement of one network, ready to run.
 
     The network must be on the device of the settings.
@@ -291,4 +292,4 @@ def job(subject: Subject, measurement: Measurement, examples: Slice, settings: S
             "batch_size": settings.batch_size if draws > 1 or measurement.backend != NATIVE else None,
         }
     )
-    return Job(subject, attack, spec)
+    return PreparedMeasurement(subject, attack, spec, examples, settings)

@@ -14,51 +14,16 @@ from robustbench_bio.attacks.access.surrogate import followed
 from robustbench_bio.attacks.external import BACKENDS, NATIVE, Peer, names
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
-from robustbench_bio.datasets import open_dataset
-from robustbench_bio.datasets.base import Dataset
 from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject
-from robustbench_bio.nets.base import Net
 from robustbench_bio.records.base import Precision
 from robustbench_bio.records.gradient import EXACT, RULE, Gradient
 from robustbench_bio.records.preset import AskedMeasurement, AttackPreset
 from robustbench_bio.records.threat import Threat, check_eps, parse_eps
 from robustbench_bio.zoo import catalog
-from robustbench_bio.zoo.loading import load_model
+from robustbench_bio.zoo.loading import DataSource
 
 #: Parameters of attacks that are lengths in input units, and so follow the unit of eps.
 LENGTHS = frozenset({"step_size", "start_sigma"})
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """A data set and where it lies.
-
-    Attributes:
-        dataset: name of a data set, or path of an .npz.
-        root: where data sets lie.
-        file: an .npz that stands in for the data set.
-    """
-
-    dataset: str = "digits"
-    root: Path | None = None
-    file: Path | None = None
-
-    def open(self) -> Dataset:
-        """Return the data set; reads no images yet."""
-        return open_dataset(self.dataset, self.file)
-
-    def slice(self, n: int | None = None) -> Slice:
-        """Return the first n test examples, all by default."""
-        return Slice.load(self.dataset, n, root=self.root, file=self.file)
-
-    def network(self, model: str, device: str | torch.device = "cpu") -> Net:
-        """Return a network of the zoo, or of a card file, for this data set."""
-        return load_model(model, self.dataset, device=str(device), data_file=self.file)
-
-    def sigma(self) -> float:
-        """Return the mean standard deviation, the unit of radii written with σ."""
-        std = self.open().std
-        return sum(std) / len(std)
 
 
 @dataclass(frozen=True)
@@ -106,7 +71,7 @@ def eval_plan(
     """
     asked.check()
     net = source.network(model, settings.device)
-    examples = source.slice(n_examples)
+    examples = Slice.load(source, n_examples)
     x = examples.x[:2].to(settings.device)
     gradients = gradients_of(net, asked.gradient, x)
     for gradient in gradients:
@@ -270,7 +235,7 @@ def preset_plan(
     sigma = source.sigma()
     measurements = preset_measurements(preset, sigma)
     subjects = tuple(Subject(label, source.network(model, settings.device)) for label, model in models.items())
-    examples = source.slice(preset.n_examples if n_examples is None else n_examples)
+    examples = Slice.load(source, preset.n_examples if n_examples is None else n_examples)
     plan = Plan(examples, subjects, measurements, settings).with_surrogates()
     return PresetPlan(preset, plan, sigma, skipped)
 

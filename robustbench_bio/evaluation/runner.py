@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.evaluation.measure import measure
-from robustbench_bio.evaluation.plan import Measurement, Plan, Subject, job
+from robustbench_bio.evaluation.plan import Measurement, Plan, Subject, prepare
 from robustbench_bio.evaluation.store import Store
 from robustbench_bio.records.result import Result
 
@@ -36,11 +36,8 @@ class Runner:
         """Return the result of one measurement of one network."""
         line = f"{subject.label}: {measurement.line()}"
         self.report(line)
-        plan = self.plan
-        prepared = job(subject, measurement, plan.examples, plan.settings)
-        result = measure(
-            prepared, plan.examples, plan.settings, self.store, lambda done, _total, _line: self.report(line, done)
-        )
-        self._done += len(plan.examples)
+        prepared = prepare(subject, measurement, self.plan.examples, self.plan.settings)
+        result = measure(prepared, self.store, lambda done, _total, _line: self.report(line, done))
+        self._done += len(self.plan.examples)
         self.report(line)
         return result

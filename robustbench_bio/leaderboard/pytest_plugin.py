@@ -60,7 +60,7 @@ def check(
     entry = catalog.entry(path)
     net: Any = zoo.load_model(model, entry.measurements[0].spec.dataset) if isinstance(model, str) else model
     pairs = paired(entry, net, Part(attacks=attacks, n_examples=n_examples))
-    found = judged(pairs, Limits(alpha=alpha, min_drop=min_drop))
-    if found.regressions:
-        pytest.fail("\n".join(change.line() for change in found.regressions), pytrace=False)
-    return found
+    comparison = judged(pairs, Limits(alpha=alpha, min_drop=min_drop))
+    if comparison.regressions:
+        pytest.fail("\n".join(change.line() for change in comparison.regressions), pytrace=False)
+    return comparison

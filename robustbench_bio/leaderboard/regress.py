@@ -17,6 +17,7 @@ from robustbench_bio.leaderboard.folders import Folders
 from robustbench_bio.leaderboard.remeasure import remeasure
 from robustbench_bio.records.entry import Entry, Measured
 from robustbench_bio.zoo import catalog
+from robustbench_bio.zoo.loading import DataSource
 
 #: What is asked of each network.
 CLEAN, WORST = "clean", "worst case"
@@ -180,11 +181,11 @@ class Part:
         """
         ranking = [m for m in entry.measurements if m.spec.threat == entry.rank_by]
         patterns = [part.strip() for part in self.attacks.split(",")]
-        found = [m for m in ranking if any(fnmatchcase(m.spec.attack, pattern) for pattern in patterns)]
-        if not found:
+        chosen = [m for m in ranking if any(fnmatchcase(m.spec.attack, pattern) for pattern in patterns)]
+        if not chosen:
             known = sorted({m.spec.attack for m in ranking})
             raise UserError(unknown(f"attack of {entry.model}'s entry", self.attacks, known))
-        return found
+        return chosen
 
 
 def read_entries(folder: Path, models: str = "*") -> dict[str, Entry]:
@@ -212,21 +213,21 @@ def paired(entry: Entry, net: nn.Module, part: Part, report: Callable[[str], Non
         UserError: the data is not what the entry was measured on, or the network cannot be evaluated.
     """
     spec, subject = entry.measurements[0].spec, Subject(entry.model, net)
-    examples, rows = Slice.load(spec.dataset, entry.n), part.rows(entry.n)
+    examples, rows = Slice.load(DataSource(spec.dataset), entry.n), part.rows(entry.n)
     if examples.sha256 != spec.data_sha256:
         raise UserError(f"entry {entry.model} was measured on other examples of {spec.dataset}: renew the baseline")
     chosen = [one for one in part.measurements(entry) if one.spec.gradient.source != "rule" or subject.has_rules]
     if not chosen:
         raise UserError(f"expected an attack with the exact gradient on {entry.model}, which has no rules: got none")
-    columns: list[list[bool]] = []
+    robust: list[list[bool]] = []
     for measured in chosen:
         report(measured.spec.title)
         outcomes = remeasure(subject, measured.spec, examples, rows)
-        columns.append([outcome.robust for outcome in outcomes])
+        robust.append([outcome.robust for outcome in outcomes])
     before_clean, before = entry.measurements[0].clean_correct(), all_of(one.robust_correct() for one in chosen)
     return [
         Pair(entry.model, CLEAN, [before_clean[row] for row in rows], [outcome.clean for outcome in outcomes]),
-        Pair(entry.model, WORST, [before[row] for row in rows], all_of(columns)),
+        Pair(entry.model, WORST, [before[row] for row in rows], all_of(robust)),
     ]
 
 

@@ -19,7 +19,7 @@ from robustbench_bio.diagnosis.assess import probed, probed_gradient
 from robustbench_bio.diagnosis.comparisons import contradictions
 from robustbench_bio.diagnosis.probe import probe
 from robustbench_bio.evaluation.plan import Plan, Subject
-from robustbench_bio.leaderboard.entry_checks import checked, subject_of
+from robustbench_bio.leaderboard.entry_checks import check_entry, subject_of
 from robustbench_bio.leaderboard.folders import Folders, plan_of
 from robustbench_bio.leaderboard.remeasure import differences
 from robustbench_bio.leaderboard.sampling import DIAGNOSIS, Remeasurement, sample, workloads
@@ -124,7 +124,7 @@ def verify(
     files = folders.entry_files(board.name, models)
     plan = plan_of(board, ())
     with _workers(min(jobs, len(files))) as spread:
-        sound = _sound(spread(partial(checked, board=board, plan=plan, folders=folders), files), report)
+        sound = _sound(spread(partial(check_entry, board=board, plan=plan, folders=folders), files), report)
         parts = sample(sound, fraction, random.Random(f"{seed}|{board.name}"))  # noqa: S311
         done = 0
         for _, finished in spread(partial(remeasured, board, plan, folders), workloads(parts, sound)):

@@ -48,11 +48,7 @@ def card_from_options(
         entry["seed"] = seed
     if name is not None:
         document["id"] = name
-    targets = {
-        "recipe": entry["recipe"],
-        "net": entry.setdefault("net", {}),
-        "rules": document["rule_options"],
-    }
+    targets = {"recipe": entry["recipe"], "net": entry.setdefault("net", {}), "rules": document["rule_options"]}
     for key, value in parse_pairs(changes).items():
         target, _, field = key.partition(".")
         if target not in targets or not field:

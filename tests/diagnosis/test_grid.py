@@ -18,7 +18,6 @@ from robustbench_bio.evaluation import measure, runner
 from robustbench_bio.evaluation.judge import judge
 from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject
 from robustbench_bio.evaluation.planning import (
-    DataSource,
     PresetPlan,
     models_like,
     preset_measurements,
@@ -32,6 +31,7 @@ from robustbench_bio.records.threat import Threat
 from robustbench_bio.report import grid as grid_report
 from robustbench_bio.zoo import catalog
 from robustbench_bio.zoo import loading as zoo
+from robustbench_bio.zoo.loading import DataSource
 
 TINY = """
 name = "tiny"
@@ -511,7 +511,7 @@ def test_a_network_with_thresholds_is_put_to_surrogates_instead_of_the_exact_gra
     asked_of = {}
     for name in ("stdp-spiking-cnn", "bp-resnet20"):
         subject = Subject(name, zoo.load_model(name))
-        plan = Plan(DataSource().slice(2), (subject,), standard).with_surrogates()
+        plan = Plan(Slice.load(DataSource(), 2), (subject,), standard).with_surrogates()
         asked_of[name] = [(one.attack, str(one.gradient)) for one in plan.applicable(subject)]
     assert asked_of["bp-resnet20"] == [("autoattack", "exact"), ("square", "exact"), ("one-pixel", "exact")]
     assert asked_of["stdp-spiking-cnn"] == [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustbench_bio.attacks.access.mean_prediction import MeanPrediction, mean_prediction, seeded_by_input
-from robustbench_bio.attacks.access.surrogate import with_surrogates
+from robustbench_bio.attacks.access.surrogate import with_surrogate
 from robustbench_bio.attacks.access.trace import TOLERANCE, Untraceable, laid_out, trace
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.surrogates import surrogate
@@ -190,7 +190,7 @@ class WhiteBoxModel:
             if self.kind.surrogate:
                 if not isinstance(forward, fx.GraphModule):
                     raise UserError(f"expected a network that can be traced for a surrogate, got {self._untraceable}")
-                forward = with_surrogates(forward, self.kind.surrogate)
+                forward = with_surrogate(forward, self.kind.surrogate)
             if self.precision == "bfloat16":
                 forward = self._in_half(forward, x)
             self._forward = forward
