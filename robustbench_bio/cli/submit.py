@@ -46,5 +46,5 @@ def submit(
     if as_json:
         terminal.print_document(report.document(board, done))
         return
-    for line in report.lines(done):
+    for line in report.submission_lines(done):
         terminal.out.print(line, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from robustbench_bio.diagnosis.probe import DIAGNOSED, probe
 from robustbench_bio.evaluation.plan import Plan, Subject
 from robustbench_bio.evaluation.runner import Runner
 from robustbench_bio.evaluation.store import Store
-from robustbench_bio.evaluation.worst_case import worst_case
+from robustbench_bio.evaluation.worst_case import worst_cases
 from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.gradient import EXACT, Gradient
 from robustbench_bio.records.result import Result
@@ -41,7 +41,7 @@ class Assessment:
     @cached_property
     def robust(self) -> dict[Threat, list[bool]]:
         """Which examples withstand every attack and gradient, for each threat model."""
-        return worst_case(self.measured)
+        return worst_cases(self.measured)
 
     def worst_case(self, threat: Threat) -> float:
         """Return the fraction of the examples that withstand everything within a threat model."""

@@ -50,8 +50,8 @@ class Remeasured:
 
 
 @dataclass
-class Report:
-    """What was found on one board.
+class Verification:
+    """What a verification of one board came to.
 
     Attributes:
         entries: files that were looked at.
@@ -73,7 +73,7 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was found."""
+        """Whether no fault was noted."""
         return not self.faults
 
     def add(self, remeasured: Remeasured) -> None:
@@ -81,8 +81,10 @@ class Report:
         part = remeasured.part
         self.again += len(part.rows)
         self.diagnoses += part.place == DIAGNOSIS
-        columns = ((self.faults, remeasured.faults), (self.within_tolerance, remeasured.within_tolerance))
-        for kept, noted in columns:
+        for kept, noted in (
+            (self.faults, remeasured.faults),
+            (self.within_tolerance, remeasured.within_tolerance),
+        ):
             if noted:
                 kept.setdefault(part.file.stem, []).extend(noted)
 
@@ -100,7 +102,7 @@ def verify(
     seed: int = 0,
     jobs: int = 1,
     progress: Progress = silent,
-) -> Report:
+) -> Verification:
     """Check every entry of a board, and measure a random part of its outcomes again.
 
     Always checked, for every entry: the file's form and name, scores against outcomes, the card, its weights and its
@@ -120,7 +122,7 @@ def verify(
     """
     if not 0 < fraction <= 1:
         raise UserError(f"expected a fraction in (0, 1], got {fraction:g}")
-    started, report = time.perf_counter(), Report(board.name)
+    started, report = time.perf_counter(), Verification(board.name)
     files = folders.entry_files(board.name, models)
     plan = plan_of(board, ())
     with _workers(min(jobs, len(files))) as spread:
@@ -137,7 +139,7 @@ def verify(
     return report
 
 
-def _sound(checks: Iterator[tuple[Path, tuple[Entry | None, list[str]]]], report: Report) -> dict[Path, Entry]:
+def _sound(checks: Iterator[tuple[Path, tuple[Entry | None, list[str]]]], report: Verification) -> dict[Path, Entry]:
     """Return the entries that hold as far as the entry checks go, and report the others."""
     sound: dict[Path, Entry] = {}
     for file, (entry, faults) in checks:
@@ -150,8 +152,8 @@ def _sound(checks: Iterator[tuple[Path, tuple[Entry | None, list[str]]]], report
     return sound
 
 
-def _count_tolerated(report: Report, parts: Sequence[Remeasurement]) -> None:
-    """Report entries of which more outcomes differ than rounding and luck explain."""
+def _count_tolerated(report: Verification, parts: Sequence[Remeasurement]) -> None:
+    """Verification entries of which more outcomes differ than rounding and luck explain."""
     for name, noted in report.within_tolerance.items():
         again = sum(len(part.rows) for part in parts if part.file.stem == name)
         if len(noted) > max(FEWEST_TOLERATED, TOLERATED * again):
@@ -220,13 +222,3 @@ def verdict_faults(entry: Entry, subject: Subject, board: Board, plan: Plan) -> 
     verdict = diagnosis.joined(contradictions([measured.result() for measured in entry.measurements])).verdict
     claimed = entry.finding.verdict
     return [] if verdict == claimed else [f"finding: claimed {claimed}, diagnosed again it is {verdict}"]
-
-
-def lines(report: Report) -> list[str]:
-    """Return what a person wants to know of a report."""
-    notes = [f"{name}: {line}" for name, faults in report.faults.items() for line in faults]
-    notes += [f"{name}: rounding or luck decides: {line}" for name, tolerated in report.within_tolerance.items()
-              for line in tolerated]  # fmt: skip
-    state = "holds" if report.holds else f"does not hold: {len(report.faults)} entries with faults"
-    part = f"{report.again:,} of {report.outcomes:,} outcomes and {report.diagnoses} verdicts measured again"
-    return [*notes, f"{report.board}: {report.entries} entries, {part}, {report.seconds:.0f} s: {state}"]

@@ -20,7 +20,7 @@ from robustbench_bio.records.board import Board
 from robustbench_bio.records.entry import Entry
 from robustbench_bio.report.palette import style_sheet
 from robustbench_bio.report.site import cells, gallery, plots, views
-from robustbench_bio.report.tables import percent
+from robustbench_bio.report.tables import bounds, percent
 
 #: The file by which a folder is known as a site; it lists what the build wrote.
 MARKER = ".biorobust-site.json"
@@ -201,7 +201,7 @@ def _environment() -> jinja2.Environment:
     )
     filters = (
         percent,
-        views.bounds,
+        bounds,
         views.board_threat,
         views.value_text,
         views.reference_address,

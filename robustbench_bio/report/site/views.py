@@ -18,13 +18,10 @@ from robustbench_bio.records.threat import format_eps
 from robustbench_bio.report.rendering import Key
 from robustbench_bio.report.site import plots
 from robustbench_bio.report.site.cells import card_rules
-from robustbench_bio.report.tables import percent
+from robustbench_bio.report.tables import NONE, bounds, percent
 
 #: What an entry without a diagnosis says instead of a verdict.
 UNDIAGNOSED = "undiagnosed"
-
-#: What a missing number looks like.
-NONE = "–"
 
 
 class Place(NamedTuple):
@@ -53,11 +50,6 @@ class Place(NamedTuple):
     def verdict(self) -> str:
         """The verdict, or that there is none."""
         return self.entry.finding.verdict if self.entry.finding else UNDIAGNOSED
-
-
-def bounds(interval: tuple[float, float]) -> str:
-    """Return an interval of fractions in percent."""
-    return f"[{percent(interval[0])}, {percent(interval[1])}]"
 
 
 def board_threat(board: Board) -> str:
