@@ -54,7 +54,7 @@ def build(
     from robustbench_bio.zoo import catalog
 
     with terminal.progress_shown("building", late=True) as progress:
-        paths = site.build(catalog.boards_with_entries(board, leaderboards), out_dir, progress)
+        paths = site.build_site(catalog.boards_with_entries(board, leaderboards), out_dir, progress)
     if as_json:
         terminal.print_document({"folder": str(out_dir), "files": len(paths)})
     else:

@@ -28,15 +28,8 @@ def diagnose_model(
 ) -> Diagnosis:
     """Diagnose one model of the zoo on the test split.
 
-    Args:
-        model: id of the zoo, or path of a card.
-        data: its test split.
-        threat: linf or l2, at one radius.
-        gradient: of the white-box attacks, see `diagnose`; None is the last that an evaluation would take.
-        source: network whose adversarial examples are tried too; by default the first of `SOURCES` that there is.
-        n_examples: correctly classified examples to look at.
-        settings: seed and device.
-        progress: called before every check.
+    `gradient` None is the last that an evaluation would take; `source` lends its adversarial examples, by default the
+    first of `SOURCES` that there is.
 
     Raises:
         UserError: a norm other than linf and l2, or names that do not exist.

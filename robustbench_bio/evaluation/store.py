@@ -71,8 +71,8 @@ class Store:
 
     def parts(self, spec: EvalSpec) -> list[Outcomes]:
         """Return the finished batches of an unfinished measurement; files that fail their hash are skipped."""
-        found = (unseal(Outcomes, path) for path in sorted(self._parts(spec).glob("*.json")))
-        return [part for part in found if part is not None]
+        parts = (unseal(Outcomes, path) for path in sorted(self._parts(spec).glob("*.json")))
+        return [part for part in parts if part is not None]
 
     def recall(self, question: Record, name: str, cls: type[R]) -> R | None:
         """Return what `remember` kept as the answer to a question; None where it kept nothing, or it was edited."""

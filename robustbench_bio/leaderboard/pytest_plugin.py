@@ -1,4 +1,4 @@
-"""A pytest fixture that fails a test if a network became less robust than its entry says."""
+"""A pytest fixture that fails a test if a network became less robust than its entry."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def check(
     alpha: float = 0.05,
     min_drop: float = 1.0,
 ) -> "Comparison":
-    """Fail the running test if a network is less robust, or less accurate, than the baseline says.
+    """Fail the running test if a network is less robust, or less accurate, than in the baseline.
 
     Args:
         model: any module in eval mode that takes what the entry's network took; or an id of the zoo, or the path of a

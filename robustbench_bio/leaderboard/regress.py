@@ -204,7 +204,7 @@ def read_entries(folder: Path, models: str = "*") -> dict[str, Entry]:
 
 
 def paired(entry: Entry, net: nn.Module, part: Part, report: Callable[[str], None] = lambda _: None) -> list[Pair]:
-    """Measure a network again as an entry says and return the examples before and after.
+    """Measure a network again as an entry asks and return the examples before and after.
 
     `net` is what is to stand in the entry's place now, in eval mode; `report` is called with the name of each
     measurement before it starts.

@@ -53,12 +53,9 @@ def remeasure(subject: Subject, spec: EvalSpec, examples: Slice, rows: Sequence[
 
     Each example draws from its own stream, so that it has the outcome here that it had among all.
 
-    Args:
-        subject: the network, on the CPU.
-        spec: what is asked; its network and number of examples do not matter.
-        examples: the board's.
-        rows: places among the examples.
-        nudge: 0 for the examples as they are; k for the kth way to move their values by up to `NUDGE`.
+
+    `subject` is on the CPU; the network and the number of examples in `spec` do not matter. `nudge` is 0 for the
+    examples as they are, k for the kth way to move their values by up to `NUDGE`.
     """
     part = examples.rows(rows)
     if nudge:

@@ -194,7 +194,7 @@ def _file(path: Path) -> None:
 def _trained(
     card: ModelCard, entry: TrainedNet, board: Board, genotype: Path | None, progress: Progress
 ) -> tuple[Path, TrainedNet]:
-    """Follow the recipe of a card and return the weights' file and what the training says."""
+    """Follow the recipe of a card and return the weights' file and what the training tells."""
     if genotype is not None:
         card, entry = _renamed(card, entry, str(genotype.resolve()))
     card = card.model_copy(update={"datasets": {board.dataset: entry}})

@@ -6,9 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
+from robustbench_bio.core.files import csv_text
 from robustbench_bio.leaderboard.ranking import LEVEL, RankedEntry
 from robustbench_bio.records.board import Board
-from robustbench_bio.report.tables import NONE, bounds, compact_table, csv_text, markdown_row, percent
+from robustbench_bio.report.tables import NONE, bounds, compact_table, markdown_row, percent
 
 #: What LaTeX would read as something else.
 _LATEX = {

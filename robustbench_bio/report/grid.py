@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from robustbench_bio.core.files import write_atomically
+from robustbench_bio.core.files import csv_text, write_atomically
 from robustbench_bio.diagnosis.assess import Assessment
 from robustbench_bio.diagnosis.grid import GridResult, shared_meter
 from robustbench_bio.evaluation.plan import Measurement
@@ -21,7 +21,6 @@ from robustbench_bio.report.figures import write_figure
 from robustbench_bio.report.tables import (
     NONE,
     compact_table,
-    csv_text,
     markdown_row,
     percent,
     result_document,
@@ -186,7 +185,7 @@ def _csv(grid: GridResult) -> str:
     rows = []
     for network in grid.networks:
         for measurement, result in _pairs(grid, network):
-            row = {
+            row: dict[str, Any] = {
                 "rank": network.rank,
                 "model": network.model,
                 "dataset": grid.dataset,

@@ -1,8 +1,6 @@
 """Tables and documents of results, and what all tables of numbers share; the command line prints them."""
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
@@ -39,15 +37,6 @@ def compact_table(title: str | None = None, caption: str | None = None) -> Table
     return Table(
         title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
     )
-
-
-def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
-    """Return rows as CSV under a head of fields."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def markdown_row(values: Iterable[str]) -> str:

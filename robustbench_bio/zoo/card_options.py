@@ -23,14 +23,8 @@ def card_from_options(
 ) -> ModelCard:
     """Return the card to train: one of the zoo or one made from a genotype, with the changes applied.
 
-    Args:
-        model: id of the zoo or path of a card; None if a genotype is given.
-        genotype: name or path of a genotype; None if a model is given.
-        rule: assignment that replaces the card's.
-        dataset: data set to train on.
-        name: id of the new card.
-        seed: replaces the entry's.
-        changes: `recipe.FIELD=VALUE`, `net.FIELD=VALUE` or `rules.FIELD=VALUE`.
+    `rule` and `seed` replace those of the card. A change is `recipe.FIELD=VALUE`, `net.FIELD=VALUE` or
+    `rules.FIELD=VALUE`.
 
     Raises:
         UserError: neither or both of model and genotype, or a change that does not fit.

@@ -387,7 +387,7 @@ def test_an_entry_holds_the_motifs_of_its_network_and_is_verified_against_the_zo
     assert Entry.from_json(entry_text(entry), "again") == entry
     assert any(measured.spec.gradient.surrogate for measured in entry.measurements)
     assert verify(motifs.board, motifs.folders, fraction=0.01).faults == {}
-    written = site.build({"tiny": (motifs.board, [entry])}, motifs.card.parent / "site")
+    written = site.build_site({"tiny": (motifs.board, [entry])}, motifs.card.parent / "site")
     (page,) = [path for path in written if path.name == "tiny-fa.html"]
     assert "Cell 0: mine" in page.read_text()
 

@@ -103,7 +103,7 @@ class WhiteBoxModel:
         return torch.cat([graph(laid_out(graph, part)) for part in torch.split(x, _rows_per_pass(x))])
 
     def fooled(self, x: Tensor, y: Tensor) -> Tensor:
-        """Tell which inputs the network misclassifies in float32: bool [n]. Close calls are the network's own."""
+        """Tell which inputs the network misclassifies in float32: bool [n]. The network decides narrow leads."""
         scores = self.scores(x)
         lead, fooled = margin(scores, y), scores.argmax(1) != y
         return self._asked(x, y, fooled, (lead.abs() <= _doubt(scores)) & (self._graph is not None))

@@ -29,7 +29,7 @@ MARKER = ".biorobust-site.json"
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 
-def build(boards: dict[str, tuple[Board, list[Entry]]], out: Path, progress: Progress | None = None) -> list[Path]:
+def build_site(boards: dict[str, tuple[Board, list[Entry]]], out: Path, progress: Progress | None = None) -> list[Path]:
     """Write the site of some boards; the one that was there before stays until the new one is whole.
 
     `out` is made anew, with all that was in it. `progress` is called with pages done, their number, and the page's

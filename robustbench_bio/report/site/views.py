@@ -28,18 +28,18 @@ class Place(NamedTuple):
     """An entry and where it stands.
 
     Attributes:
-        row: the entry and its rank range.
+        ranked: the entry and its rank range.
         order: its place from 0 in the board's order.
     """
 
     board: Board
-    row: RankedEntry
+    ranked: RankedEntry
     order: int
 
     @property
     def entry(self) -> Entry:
         """The entry."""
-        return self.row.entry
+        return self.ranked.entry
 
     @property
     def page(self) -> str:
@@ -177,7 +177,7 @@ def index_row(place: Place) -> dict[str, Any]:
         "rules": rules,
         "verdict": place.verdict,
         "order": place.order,
-        "rank": [place.row.best, place.row.worst],
+        "rank": [place.ranked.best, place.ranked.worst],
         "model": entry.model,
         "clean": entry.scores.clean_accuracy,
         "worst": entry.scores.worst_case,
@@ -196,7 +196,7 @@ def contest(board: Board, places: Iterable[Place]) -> dict[str, Any]:
             {
                 "model": place.entry.model,
                 "title": place.entry.card.title,
-                "rank": place.row.rank,
+                "rank": place.ranked.rank,
                 "page": place.page,
                 "n": place.entry.n,
                 "slice": place.entry.measurements[0].spec.data_sha256,
