@@ -25,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in help texts are defaults, not markup
 )
 
 # The base of all complaints about arguments, whether typer carries its own click or imports it.

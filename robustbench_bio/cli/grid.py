@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from robustbench_bio.cli import terminal
-from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, Device, OutDir
+from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, DatasetName, Device, OutDir
 
 
 def grid(
     preset: Annotated[str, typer.Argument(help="Name of a preset, see `biorobust list presets`, or path to TOML.")],
     models: Annotated[str, typer.Option(help="Ids, patterns with *, paths of cards; with commas: 'bionas-*,bp-*'.")],
-    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    dataset: DatasetName = "digits",
     n_examples: Annotated[
         int | None, typer.Option(help="First N of the test split [default: the preset's number].")
     ] = None,

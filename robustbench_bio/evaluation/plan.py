@@ -215,8 +215,11 @@ class Plan:
             return True
         if measurement.gradient.source == "rule":
             return subject.has_rules
-        thresholds = subject.has_thresholds(self.examples.x[:2].to(self.settings.device))
-        return bool(measurement.gradient.surrogate) == (measurement.white_box and thresholds)
+        return bool(measurement.gradient.surrogate) == (measurement.white_box and self.has_thresholds(subject))
+
+    def has_thresholds(self, subject: Subject) -> bool:
+        """Tell whether a network spikes or rounds on the examples, see `Subject.has_thresholds`."""
+        return subject.has_thresholds(self.examples.x[:2].to(self.settings.device))
 
     def applicable(self, subject: Subject) -> list[Measurement]:
         """Return the measurements that a network can be put to."""
@@ -228,8 +231,7 @@ class Plan:
         Each measurement that follows the exact gradient is followed by the same with each surrogate; of both, a
         network is put to those that apply to it.
         """
-        x = self.examples.x[:2].to(self.settings.device)
-        if not any(subject.has_thresholds(x) for subject in self.subjects):
+        if not any(map(self.has_thresholds, self.subjects)):
             return self
         return replace(self, measurements=with_surrogates(self.measurements))
 

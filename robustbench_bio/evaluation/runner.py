@@ -32,6 +32,10 @@ class Runner:
         """Tell what runs now, and how many examples of it are done."""
         self.progress(self._done + done, self._total, line)
 
+    def on(self, subject: Subject) -> Progress:
+        """Return what tells which other work on a network runs, such as a diagnosis."""
+        return lambda _done, _total, line: self.report(f"{subject.label}: {line}")
+
     def measure(self, subject: Subject, measurement: Measurement) -> Result:
         """Return the result of one measurement of one network."""
         line = f"{subject.label}: {measurement.line()}"

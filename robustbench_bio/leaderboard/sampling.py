@@ -35,7 +35,7 @@ class Remeasurement(NamedTuple):
 def sample(entries: dict[Path, Entry], fraction: float, rng: random.Random) -> list[Remeasurement]:
     """Return what to measure again: `fraction` of the outcomes, each entry at least once.
 
-    Outcomes of one measurement have the same chance in all entries. Between measurements it is smaller by the root of the
+    Outcomes of one measurement have the same chance in all entries. Between measurements it shrinks by the root of the
     cost, which for a given time finds the most (Neyman's allocation): AutoAttack costs hundreds of PGDs, and with the
     same chance for all would take nearly all of the time for a few of the outcomes.
     """

@@ -83,20 +83,17 @@ def from_file(
     """Check a card file, its cells and its weights, none of which may be trusted."""
     card = _read_card(path)
     entry = folders.trained(card, board.dataset)
-    cells, own = _read_cells(card, entry, path, folders, options.genotype)
-    if own and cells is not None:
-        (card, entry), before = _renamed(card, entry, cells.name), (card, entry)
+    cells, cells_file = _read_cells(card, entry, path, folders, options.genotype)
+    if cells is not None and cells_file is not None:
+        card, entry = _renamed(card, entry, cells.name)
         _name_is_free(cells, folders)
-    else:
-        before = card, entry
     _affordable(card, entry, board, cells)
     weights = options.weights or path.parent / (entry.weights or "")
     if options.weights is None and entry.weights is None:
         if not options.train:
             raise UserError(f"card {card.id}: expected weights for {board.dataset}, got none: name them with "
                             "--weights, or train them with --train")  # fmt: skip
-        place = options.genotype or path.parent / str({**before[0].net, **before[1].net}.get("genotype"))
-        weights, entry = _trained(card, entry, board, place if own else None, progress)
+        weights, entry = _trained(card, entry, board, cells_file, progress)
     net = zoo.network(card, entry, open_dataset(board.dataset), cells)
     _file(weights)
     weights_sha256 = file_hash(weights)
@@ -104,7 +101,8 @@ def from_file(
     named = {"weights": f"{card.id}-{board.dataset}.safetensors", "weights_sha256": weights_sha256}
     entry = entry.model_copy(update=named)
     card = card.model_copy(update={"datasets": {board.dataset: entry}})
-    return CheckedNetwork(_joined(card, board, folders, options.replace), net.eval(), cells, weights, own)
+    card = _joined(card, board, folders, options.replace)
+    return CheckedNetwork(card, net.eval(), cells, weights, own_cells=cells_file is not None)
 
 
 def _read_card(path: Path) -> ModelCard:
@@ -132,13 +130,13 @@ def _printable(where: str, text: str) -> None:
 
 def _read_cells(
     card: ModelCard, entry: TrainedNet, path: Path, folders: Folders, given: Path | None
-) -> tuple[AnyGenotype | None, bool]:
-    """Return the cells or motifs of a submitted card, and whether the zoo lacks them."""
+) -> tuple[AnyGenotype | None, Path | None]:
+    """Return the cells or motifs of a submitted card, and their file; None for the file where the zoo has them."""
     name = {**card.net, **entry.net}.get("genotype")
     if given is None and name is None:
-        return None, False
+        return None, None
     if given is None and not str(name).endswith(".toml"):
-        return catalog.any_genotype(str(name), folders.models), False
+        return catalog.any_genotype(str(name), folders.models), None
     if given is None and Path(str(name)).name != str(name):
         raise UserError(f"card {card.id}: field 'net.genotype': expected a name or a file beside the card, "
                         f"got {str(name)[:80]!r}: name the file with --genotype")  # fmt: skip
@@ -146,7 +144,7 @@ def _read_cells(
     _file(file)
     genotype = read_genotype(file)
     _printable(f"genotype {genotype.name}", genotype.source)
-    return genotype, True
+    return genotype, file
 
 
 def _name_is_free(cells: AnyGenotype, folders: Folders) -> None:

@@ -15,9 +15,8 @@ import torch
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress, silent
-from robustbench_bio.diagnosis.assess import probed, probed_gradient
+from robustbench_bio.diagnosis.assess import probed
 from robustbench_bio.diagnosis.comparisons import contradictions
-from robustbench_bio.diagnosis.probe import probe
 from robustbench_bio.evaluation.plan import Plan, Subject
 from robustbench_bio.leaderboard.entry_checks import check_entry, subject_of
 from robustbench_bio.leaderboard.folders import Folders, plan_of
@@ -209,14 +208,7 @@ def _remeasured(board: Board, entry: Entry, subject: Subject, plan: Plan, part: 
 
 def verdict_faults(entry: Entry, subject: Subject, board: Board, plan: Plan) -> list[str]:
     """Diagnose a network again and return what its entry's verdict says otherwise."""
-    diagnosis = probe(
-        subject,
-        plan.examples,
-        probed(plan, board.rank_by),
-        probed_gradient(plan, subject),
-        seed=board.seed,
-        n_examples=catalog.preset(board.preset).probe_examples,
-    )
+    diagnosis = probed(plan, subject, board.rank_by, catalog.preset(board.preset).probe_examples)
     if diagnosis is None or entry.finding is None:
         return []
     verdict = diagnosis.joined(contradictions([measured.result() for measured in entry.measurements])).verdict

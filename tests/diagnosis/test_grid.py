@@ -361,7 +361,7 @@ def synthetic() -> GridResult:
     ]  # fmt: skip
     b = [None, outcome([0, 1, 1, 1]), None, outcome([0, 0, 0, 1], eps=0.2)]
     rows = ranked([Assessment("a", tuple(a)), Assessment("b", tuple(b))], HEADLINE)
-    return GridResult(asked(preset, 4, {"c": "no weights for digits"}), rows)
+    return GridResult(**vars(asked(preset, 4, {"c": "no weights for digits"})), networks=rows)
 
 
 def asked(preset: AttackPreset, n: int, skipped: dict[str, str]) -> PresetPlan:
@@ -436,7 +436,7 @@ def test_cells_that_differ_in_parameters_are_told_apart(tmp_path: Path) -> None:
     )
     preset = AttackPreset.from_toml(text, "x")
     row = Assessment("a", (outcome([1, 0]), outcome([1, 1])))
-    known = GridResult(asked(preset, 2, {}), ranked([row], HEADLINE))
+    known = GridResult(**vars(asked(preset, 2, {})), networks=ranked([row], HEADLINE))
     paths = grid_report.write(known, tmp_path)
     assert [path.name for path in paths] == ["results.csv", "table.md"]
     assert "| pgd linf 0.1 steps=2 | pgd linf 0.1 steps=3 |" in paths[1].read_text()
