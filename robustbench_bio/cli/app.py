@@ -62,9 +62,11 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except _USAGE as error:
-        if message := error.format_message():
+        message = error.format_message()
+        if not message.startswith("Usage:"):
             _fail(message)
-        sys.exit(0)  # no command at all: the help was printed
+        sys.stdout.write(f"{message}\n")  # no command at all: the message is the help
+        sys.exit(0)
     except (typer.Abort, KeyboardInterrupt):
         status = _INTERRUPTED
     if status == _INTERRUPTED:  # typer too makes this of Ctrl-C
