@@ -47,7 +47,6 @@ def mcnemar(only_a: int, only_b: int, *, two_sided: bool = False) -> float:
     Under the null each discordant example is a fair coin. Sums of binomial coefficients in whole numbers are exact
     for any n, and quick enough for a board of hundreds of networks, which needs a test for every pair.
 
-
     `only_a` are the examples that are true under a alone; one-sided, the question is whether a is true more often.
     """
     n, term, tail = only_a + only_b, 1, 1

@@ -61,12 +61,9 @@ def assess(
     A short diagnosis comes before the attacks, so that masking is learnt before the time is spent; the finished
     measurements are weighed in afterwards.
 
-    Args:
-        plan: what is measured.
-        headline: where the probe looks, if it is linf or l2; else at the first threat model that is.
-        n_probe: correctly classified examples that the probe looks at.
-        store: where results and diagnoses are looked up and kept.
-        progress: called with examples done, their total over the whole plan, and what runs now.
+    The probe looks within `headline` if it is linf or l2, else within the first threat model that is, at `n_probe`
+    correctly classified examples. `progress` is called with examples done, their total over the whole plan, and what
+    runs now.
 
     Yields:
         What came of each network, in the plan's order, as soon as it is measured.

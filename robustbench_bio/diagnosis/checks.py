@@ -264,7 +264,6 @@ def finite_difference_error(model: nn.Module, x: Tensor, y: Tensor, seed: int = 
     sides in float64, so that only rounding inside the network, thresholds or randomness can part them. Random
     networks draw the same on both sides.
 
-
     x is [n, C, H, W], a few examples; y int64 [n]. `directions` are drawn for each example.
 
     Returns:

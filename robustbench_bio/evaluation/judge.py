@@ -72,7 +72,6 @@ def gate(model: nn.Module, attack: Attack, white_box: WhiteBoxModel, x: Tensor, 
     any batch (a random network, as `MeanPrediction`, the same answer twice in the same batch); the attack at eps = 0
     proposes x itself.
 
-
     x is [n, C, H, W] in [0, 1], of which the first few rows are asked; y int64 [n], of which every label must have a
     logit. Of the threat model only norm and bounds matter.
 

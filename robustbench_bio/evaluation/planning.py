@@ -63,7 +63,6 @@ def eval_plan(
 
     Everything that can be wrong about the call is found here, before the first attack starts.
 
-
     `notice` is called with one line if "all" has to leave libraries out.
 
     Raises:
@@ -118,7 +117,6 @@ def gradients_of(net: torch.nn.Module, asked: str | None, x: torch.Tensor) -> li
 
     Default: exact, or surrogates where thresholds leave no exact gradient; after rule where the network has rules.
 
-
     `asked` is the text of a gradient, "both" for rule and exact, or None for the default. x holds an input or two [n,
     C, H, W] to look for thresholds with.
     """
@@ -136,7 +134,7 @@ def label_of(model: str) -> str:
 
 
 def read_settings(*, seed: int, batch_size: int = 256, precision: str = "auto", device: str = "auto") -> Settings:
-    """Return settings from what a command line says; raises `UserError`."""
+    """Return settings from the options of a command line; raises `UserError`."""
     known = ["auto", *get_args(Precision)]
     if precision not in known:
         raise UserError(unknown("precision", precision, known))

@@ -13,7 +13,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class RankedEntry:
-    """One entry and where it stands.
+    """One entry and its range of ranks.
 
     Attributes:
         best: 1 + number of entries that are significantly above it.

@@ -53,7 +53,6 @@ def remeasure(subject: Subject, spec: EvalSpec, examples: Slice, rows: Sequence[
 
     Each example draws from its own stream, so that it has the outcome here that it had among all.
 
-
     `subject` is on the CPU; the network and the number of examples in `spec` do not matter. `nudge` is 0 for the
     examples as they are, k for the kth way to move their values by up to `NUDGE`.
     """
@@ -85,7 +84,7 @@ class Difference:
 
 
 def differences(subject: Subject, measured: Measured, examples: Slice, rows: Sequence[int]) -> list[Difference]:
-    """Measure some examples of a claim again and return those that differ.
+    """Measure some examples of an entry again and return those that differ.
 
     Processors add up floats in different orders, and an attack of many steps magnifies that, so an honest outcome can
     differ on another machine. Mostly values moved by rounding's size show it; but flat regions of an image make ties,

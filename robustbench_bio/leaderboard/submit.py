@@ -50,7 +50,6 @@ def submit(
 
     All networks are checked before the first attack. Of a network nothing is written before all of it is measured.
 
-
     `models` are paths of cards that end in .toml, ids of the zoo, and patterns with *.
 
     Raises:

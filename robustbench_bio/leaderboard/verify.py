@@ -54,7 +54,7 @@ class Verification:
 
     Attributes:
         entries: files that were looked at.
-        outcomes: outcomes that these claim.
+        outcomes: outcomes that these hold.
         again: of these, measured again.
         diagnoses: verdicts that were found again.
         faults: entry → what does not hold.
@@ -80,10 +80,7 @@ class Verification:
         part = remeasured.part
         self.again += len(part.rows)
         self.diagnoses += part.place == DIAGNOSIS
-        for kept, noted in (
-            (self.faults, remeasured.faults),
-            (self.within_tolerance, remeasured.within_tolerance),
-        ):
+        for kept, noted in ((self.faults, remeasured.faults), (self.within_tolerance, remeasured.within_tolerance)):
             if noted:
                 kept.setdefault(part.file.stem, []).extend(noted)
 
@@ -111,7 +108,6 @@ def verify(
     batch of each entry, and the diagnosis of as large a part of the entries. Every outcome has a chance, the smaller
     the costlier its attack (`sampling.sample`). One that differs is a fault unless rounding or the draws' luck decides
     it (`remeasure.differences`); more than `TOLERATED` of those are a fault, too.
-
 
     `models` are comma-separated patterns, and `fraction` lies in (0, 1]: 1 proves every outcome. `progress` is called
     with parts done, their total and the last one.
@@ -207,7 +203,7 @@ def _remeasured(board: Board, entry: Entry, subject: Subject, plan: Plan, part: 
 
 
 def verdict_faults(entry: Entry, subject: Subject, board: Board, plan: Plan) -> list[str]:
-    """Diagnose a network again and return what its entry's verdict says otherwise."""
+    """Diagnose a network again and return what contradicts its entry's verdict."""
     diagnosis = probed(plan, subject, board.rank_by, catalog.preset(board.preset).probe_examples)
     if diagnosis is None or entry.finding is None:
         return []

@@ -1,4 +1,4 @@
-"""From the options of `biorobust train` to a card that says the same."""
+"""From the options of `biorobust train` to a card of the same meaning."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -156,7 +156,6 @@ def gradient_angles(net: Net, x: Tensor, y: Tensor) -> list[GradientAngle]:
     Layers under bp are compared too: below a layer with false feedback their gradient is false as well. brsf uses
     the magnitudes that it holds now.
 
-
     x is [N, C, H, W] in [0, 1], y int64 [N].
 
     Raises:

@@ -20,12 +20,12 @@ from robustbench_bio.report.site import plots
 from robustbench_bio.report.site.cells import card_rules
 from robustbench_bio.report.tables import NONE, bounds, percent
 
-#: What an entry without a diagnosis says instead of a verdict.
+#: What an entry without a diagnosis shows instead of a verdict.
 UNDIAGNOSED = "undiagnosed"
 
 
 class Place(NamedTuple):
-    """An entry and where it stands.
+    """An entry and its place on a board.
 
     Attributes:
         ranked: the entry and its rank range.
