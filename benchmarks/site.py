@@ -104,7 +104,7 @@ def main() -> int:
         out = Path(folder) / "site"
         common.note("2 of 3: the site is built")
         started, worked = time.perf_counter(), time.process_time()
-        paths = site.build(made, out)
+        paths = site.build_site(made, out)
         seconds = {"build": [time.perf_counter() - started], "work": [time.process_time() - worked]}
         size = sum(path.stat().st_size for path in paths)
         common.note("3 of 3: tables are sorted and filtered in a browser")

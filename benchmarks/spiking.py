@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from robustbench_bio import nets
-from robustbench_bio.attacks.access.surrogate import with_surrogates
+from robustbench_bio.attacks.access.surrogate import with_surrogate
 from robustbench_bio.attacks.access.trace import trace
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.nets.spiking import LIF, over_time
@@ -120,7 +120,7 @@ def main() -> None:
     net = nets.build("spiking-resnet", Inputs((1, 8, 8), 10, (0.3,), (0.4,)), seed=0, blocks=1, width=8).eval()
     images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     started = time.perf_counter()
-    soft = with_surrogates(trace(net, images[:2]), "triangle")
+    soft = with_surrogate(trace(net, images[:2]), "triangle")
     traced = time.perf_counter() - started
 
     def gradient(module: nn.Module) -> Tensor:

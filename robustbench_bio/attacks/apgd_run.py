@@ -197,17 +197,10 @@ def run_apgd(
 ) -> Proposal:
     """Increase the loss with an adaptive step size, every run on its own, until one on its example succeeds.
 
-    Args:
-        model: what may be asked of the network.
-        runs: examples, first iterates inside the ball, and what the loss is held against.
-        threat: what a point that fools the network must satisfy.
-        loss: what to increase, a function of the logits and of the rows of `runs.against`.
-        steps: how many.
-        rho: the step size is halved where no more than this share of the steps raised the loss (linf and l2).
-        early_exit: False makes all steps with all runs and proposes the points of highest loss, as for random
-            networks always.
-        ball: where to iterate, if not in `threat`.
-        fresh: False for an l1 run that goes on where another has ended.
+    `loss` is a function of the logits and of the rows of `runs.against`. `ball` is where to iterate, if not in
+    `threat`, which a point that fools the network must satisfy. `early_exit` False makes all steps with all runs and
+    proposes the points of highest loss, as for random networks always. `fresh` is False for an l1 run that goes on
+    where another has ended.
 
     Returns:
         For each run the first point that fools the network, else the point of highest loss; for runs that ended with

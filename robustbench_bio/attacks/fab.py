@@ -67,8 +67,6 @@ class _Nearest:
     Attributes:
         point: the nearest point that fools the network; the last try while there is none.
         size: its distance, infinite while there is none.
-        queries: int64 [n].
-        steps: int64 [n].
     """
 
     point: Tensor

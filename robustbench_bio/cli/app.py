@@ -25,6 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # brackets in help texts are defaults, not markup
 )
 
 # The base of all complaints about arguments, whether typer carries its own click or imports it.
@@ -35,9 +36,7 @@ _INTERRUPTED = 130
 
 
 @app.callback(invoke_without_command=True)
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     """How robust networks trained with brain-like learning rules really are."""
     if version:
         terminal.out.print(f"biorobust {__version__}", highlight=False)
@@ -63,9 +62,11 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except _USAGE as error:
-        if message := error.format_message():
+        message = error.format_message()
+        if not message.startswith("Usage:"):
             _fail(message)
-        sys.exit(0)  # no command at all: the help was printed
+        sys.stdout.write(f"{message}\n")  # no command at all: the message is the help
+        sys.exit(0)
     except (typer.Abort, KeyboardInterrupt):
         status = _INTERRUPTED
     if status == _INTERRUPTED:  # typer too makes this of Ctrl-C

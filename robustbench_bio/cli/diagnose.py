@@ -5,12 +5,12 @@ from typing import Annotated
 import typer
 
 from robustbench_bio.cli import terminal
-from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, Device
+from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, DatasetName, Device
 
 
 def diagnose(
     model: Annotated[str, typer.Option(help="Id of the zoo, or path of a card that ends in .toml.")],
-    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    dataset: DatasetName = "digits",
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
     eps: Annotated[str, typer.Option(help="Radius in input units, such as 8/255.")] = "8/255",
     gradient: Annotated[
@@ -28,9 +28,10 @@ def diagnose(
 ) -> None:
     """Look for gradient masking: may this network's robustness be believed?"""
     from robustbench_bio.diagnosis.named import diagnose_model
-    from robustbench_bio.evaluation.planning import DataSource, read_settings
+    from robustbench_bio.evaluation.planning import read_settings
     from robustbench_bio.records.threat import Threat
     from robustbench_bio.report import tables as report
+    from robustbench_bio.zoo.loading import DataSource
 
     threat, settings = Threat.checked(norm, eps), read_settings(seed=seed, device=device)
     with terminal.progress_shown("diagnosing") as progress:

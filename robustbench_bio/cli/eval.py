@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from robustbench_bio.cli import terminal
-from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, Device, OutDir, attack_params
+from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, DatasetName, Device, OutDir, attack_params
 
 
 def evaluate(
     model: Annotated[str, typer.Option(help="Id of the zoo, or path of a card that ends in .toml.")],
     attack: Annotated[str, typer.Option(help="Name of an attack; see `biorobust list attacks`.")] = "pgd",
-    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    dataset: DatasetName = "digits",
     norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.")] = "linf",
     eps: Annotated[str, typer.Option(help="Radius in input units, several with commas: 4/255,8/255.")] = "8/255",
     steps: Annotated[int | None, typer.Option(help="Steps of the attack.")] = None,
@@ -41,10 +41,11 @@ def evaluate(
     """Attack a network and print how much of its accuracy is left."""
     from robustbench_bio.core.files import default_home
     from robustbench_bio.diagnosis.assess import assess
-    from robustbench_bio.evaluation.planning import AskedAttack, DataSource, eval_plan, read_settings
+    from robustbench_bio.evaluation.planning import AskedAttack, eval_plan, read_settings
     from robustbench_bio.evaluation.store import Store
     from robustbench_bio.records.threat import Threat
     from robustbench_bio.report import tables as report
+    from robustbench_bio.zoo.loading import DataSource
 
     threats = Threat.several(norm, eps)
     settings = read_settings(seed=seed, batch_size=batch_size, precision=precision, device=device)

@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from robustbench_bio.cli import terminal
-from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, Device, OutDir
+from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, DatasetName, Device, OutDir
 
 
 def grid(
     preset: Annotated[str, typer.Argument(help="Name of a preset, see `biorobust list presets`, or path to TOML.")],
     models: Annotated[str, typer.Option(help="Ids, patterns with *, paths of cards; with commas: 'bionas-*,bp-*'.")],
-    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    dataset: DatasetName = "digits",
     n_examples: Annotated[
         int | None, typer.Option(help="First N of the test split [default: the preset's number].")
     ] = None,
@@ -28,10 +28,11 @@ def grid(
     """
     from robustbench_bio.core.files import default_home
     from robustbench_bio.diagnosis.grid import run_grid
-    from robustbench_bio.evaluation.planning import DataSource, preset_plan, read_settings
+    from robustbench_bio.evaluation.planning import preset_plan, read_settings
     from robustbench_bio.evaluation.store import Store
     from robustbench_bio.report import grid as report
     from robustbench_bio.zoo import catalog
+    from robustbench_bio.zoo.loading import DataSource
 
     folder = out_dir or default_home() / "results"
     chosen, settings = catalog.preset(preset), read_settings(seed=seed, device=device)

@@ -8,13 +8,7 @@ from typing import Annotated
 import typer
 
 from robustbench_bio.cli import terminal
-from robustbench_bio.cli.options import (
-    AsJson,
-    Boards,
-    Jobs,
-    Models,
-    Zoo,
-)
+from robustbench_bio.cli.options import AsJson, Boards, Jobs, Models, Zoo
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 
@@ -60,7 +54,7 @@ def build(
     from robustbench_bio.zoo import catalog
 
     with terminal.progress_shown("building", late=True) as progress:
-        paths = site.build(catalog.boards_with_entries(board, leaderboards), out_dir, progress)
+        paths = site.build_site(catalog.boards_with_entries(board, leaderboards), out_dir, progress)
     if as_json:
         terminal.print_document({"folder": str(out_dir), "files": len(paths)})
     else:
@@ -79,15 +73,16 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every entry against zoo and board, and measure a random part of the outcomes again; exit 1 on a fault."""
-    from robustbench_bio.leaderboard import verify as work
     from robustbench_bio.leaderboard.folders import Folders
+    from robustbench_bio.leaderboard.verify import verify as verify_board
+    from robustbench_bio.report.submission import verification_lines
 
     folders = Folders.of(zoo, leaderboards)
     reports = []
     for one in folders.boards(board):
         with terminal.progress_shown(f"verifying {one.name}") as progress:
             reports.append(
-                work.verify(
+                verify_board(
                     one,
                     folders,
                     models=models,
@@ -101,7 +96,7 @@ def verify(
         terminal.print_document({"boards": [report.document() for report in reports]})
     else:
         for report in reports:
-            for line in work.lines(report):
+            for line in verification_lines(report):
                 terminal.out.print(line, highlight=False, soft_wrap=True)
     if not all(report.holds for report in reports):
         raise typer.Exit(1)

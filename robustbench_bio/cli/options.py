@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
+DatasetName = Annotated[str, typer.Option("--dataset", help="Name of a data set, or path of an .npz.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of data sets [default: $BIOROBUST_DATA].")]
 DataFile = Annotated[Path | None, typer.Option(help="An .npz (MedMNIST keys) that stands in for the data set.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

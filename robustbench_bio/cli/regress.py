@@ -40,7 +40,7 @@ def regress(
             comparison = work.against_checkout(
                 baseline, Folders.of(zoo), models=models, part=part, limits=limits, progress=progress
             )
-    for path, text in ((junit, regress_report.junit), (markdown, regress_report.markdown)):
+    for path, text in ((junit, regress_report.junit), (markdown, regress_report.pull_request_summary)):
         if path is not None:
             write_atomically(path, text(comparison).encode())
     terminal.print_result(as_json, regress_report.document(comparison), regress_report.table(comparison))

@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from robustbench_bio.cli import terminal
-from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, Device
+from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, DatasetName, Device
 
 
 def search(
     space: Annotated[str, typer.Option(help="Name of a space, see `biorobust list spaces`, or a path to TOML.")],
     engine: Annotated[str, typer.Option(help="Name of an engine; see `biorobust list engines`.")] = "darts",
-    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    dataset: DatasetName = "digits",
     epochs: Annotated[int | None, typer.Option(help="Of the supernet, or of each candidate's training.")] = None,
     channels: Annotated[int | None, typer.Option(help="Width of the networks [default: the space's].")] = None,
     layers: Annotated[int | None, typer.Option(help="Cells of the networks [default: the space's].")] = None,

@@ -23,8 +23,9 @@ def show(
     """
     from robustbench_bio.report import description
     from robustbench_bio.report.description_text import facts_table
+    from robustbench_bio.zoo.loading import DataSource
 
     with terminal.progress_shown("measuring", late=True) as progress:
-        facts = description.describe(name, dataset, data_root=data_root, data_file=data_file, progress=progress)
+        facts = description.describe(name, DataSource(dataset, data_root, data_file), progress)
     title = Path(name).stem if name.endswith(".toml") else name
     terminal.print_result(as_json, facts, facts_table(title, facts))

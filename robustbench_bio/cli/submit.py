@@ -35,16 +35,16 @@ def submit(
     """
     from robustbench_bio.leaderboard import submit as work
     from robustbench_bio.leaderboard.folders import Folders
-    from robustbench_bio.leaderboard.submission import Order
+    from robustbench_bio.leaderboard.submission import SubmissionOptions
     from robustbench_bio.report import submission as report
 
-    order = Order(weights, genotype, train, replace)
+    options = SubmissionOptions(weights, genotype, train, replace)
     with terminal.progress_shown("measuring") as progress:
         done = work.submit(
-            models, board, Folders.of(zoo, leaderboards), order, out=out_dir, device=device, progress=progress
+            models, board, Folders.of(zoo, leaderboards), options, out=out_dir, device=device, progress=progress
         )
     if as_json:
         terminal.print_document(report.document(board, done))
         return
-    for line in report.lines(done):
+    for line in report.submission_lines(done):
         terminal.out.print(line, highlight=False, soft_wrap=True)

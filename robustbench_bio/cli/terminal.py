@@ -38,16 +38,16 @@ def print_result(as_json: bool, document: dict[str, Any], table: RenderableType)
 
 
 @contextlib.contextmanager
-def progress_shown(what: str, *, late: bool = False, epochs: bool = False) -> Iterator[Progress]:
+def progress_shown(doing: str, *, late: bool = False, epochs: bool = False) -> Iterator[Progress]:
     """Show on stderr how far the block has come: a bar with the time left, or now and then a line without a terminal.
 
     Args:
-        what: the block does.
+        doing: what the block does, such as "training".
         late: show no bar before the block has run for two seconds.
         epochs: also print a line whenever the text on what runs changes, as that of a training does after an epoch.
     """
     if not err.is_terminal:
-        yield _Lines(what, each_text=epochs)
+        yield _Lines(doing, each_text=epochs)
         return
     columns = (
         bars.TextColumn("{task.description}"),
@@ -59,7 +59,7 @@ def progress_shown(what: str, *, late: bool = False, epochs: bool = False) -> It
         bars.TextColumn("{task.fields[line]}", markup=False),
     )
     bar = bars.Progress(*columns, console=err, transient=True, speed_estimate_period=_SPEED_PERIOD)
-    task = bar.add_task(what, total=None, line="")
+    task = bar.add_task(doing, total=None, line="")
     begun = time.monotonic()
 
     def show(done: int, total: int, line: str, /) -> None:
@@ -79,8 +79,8 @@ def progress_shown(what: str, *, late: bool = False, epochs: bool = False) -> It
 class _Lines:
     """Progress for a log: a line after ten seconds, then one every thirty at most."""
 
-    def __init__(self, what: str, *, each_text: bool) -> None:
-        self.what, self.each_text = what, each_text
+    def __init__(self, doing: str, *, each_text: bool) -> None:
+        self.doing, self.each_text = doing, each_text
         self.due = time.monotonic() + _FIRST
         # Work that continues starts with much done already: the speed is that since the first call.
         self.start: tuple[float, int] | None = None
@@ -90,10 +90,10 @@ class _Lines:
         """Take note, and print a line if it is time to."""
         now = time.monotonic()
         self.start = self.start or (now, done)
-        news, self.last = self.each_text and line != self.last, line
-        if news or now >= self.due:
+        changed, self.last = self.each_text and line != self.last, line
+        if changed or now >= self.due:
             self.due = now + _EVERY
-            parts = [f"{self.what}: {done:,} of {total:,}", self._left(now, done, total), line]
+            parts = [f"{self.doing}: {done:,} of {total:,}", self._left(now, done, total), line]
             err.print(", ".join(filter(None, parts)), highlight=False, soft_wrap=True)
 
     def _left(self, now: float, done: int, total: int) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from robustbench_bio.cli import terminal
-from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, Device
+from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, DatasetName, Device
 
 
 def train(
@@ -15,7 +15,7 @@ def train(
     ] = None,
     genotype: Annotated[str | None, typer.Option(help="Train these cells instead: name, or a path to TOML.")] = None,
     rule: Annotated[str | None, typer.Option(help="Rules of the layers: usf, genotype, random:3, 'layer*=fa'.")] = None,
-    dataset: Annotated[str, typer.Option(help="Name of a data set, or path of an .npz.")] = "digits",
+    dataset: DatasetName = "digits",
     name: Annotated[str | None, typer.Option("--id", help="Id of the new card.")] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="recipe.lr=0.1, net.channels=16, …; repeatable.")

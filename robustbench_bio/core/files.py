@@ -5,7 +5,7 @@ import csv
 import io
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from robustbench_bio.core.errors import UserError
@@ -43,16 +43,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def csv_text(rows: Iterable[Mapping[str, object]], fields: Sequence[str], line_end: str = "\n") -> str:
+    """Return rows as CSV under a head of fields."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator=line_end)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
 def write_csv(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     """Write rows of equal columns as CSV with a header; nothing without rows.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    if not rows:
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    if rows:
+        write_atomically(path, csv_text(rows, list(rows[0]), "\r\n").encode())

@@ -12,10 +12,8 @@ from robustbench_bio.core.registry import unknown
 def checked(cls: type, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters as the fields of a dataclass want them, whole numbers as floats where these are meant.
 
-    Args:
-        cls: the dataclass; its annotations are plain types, unions of them, and `Literal`.
-        name: of the class, for messages.
-        params: field → value.
+    The dataclass's annotations are plain types, unions of them, and `Literal`; `name` is that of the class, for
+    messages.
 
     Raises:
         UserError: no such field, a value of the wrong kind, or NaN.

@@ -45,8 +45,7 @@ class ExampleRng:
     def take(self, keep: Tensor) -> "ExampleRng":
         """Return the streams of the examples that `keep` selects, continuing where they are.
 
-        Args:
-            keep: bool mask [n] or index tensor [m].
+        `keep` is a bool mask [n] or an index tensor [m].
         """
         rows = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         part = object.__new__(ExampleRng)

@@ -1,4 +1,4 @@
-"""Statistics of outcomes: intervals for proportions, paired tests, columns joined."""
+"""Statistics of outcomes: intervals for proportions, paired tests, worst cases."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -22,20 +22,20 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(float(interval.low), float(interval.high))
 
 
-def all_of(columns: Iterable[Sequence[bool]]) -> list[bool]:
-    """Return for each row whether it is true in every column: one column per attack, one row per example."""
-    return [all(row) for row in zip(*columns, strict=True)]
+def all_of(robust: Iterable[Sequence[bool]]) -> list[bool]:
+    """Return for each example whether it is robust to every attack: one list of examples per attack."""
+    return [all(example) for example in zip(*robust, strict=True)]
 
 
 class Discordant(NamedTuple):
-    """Examples on which two columns of outcomes differ; those on which they agree decide no paired test."""
+    """Examples on which two lists of outcomes differ; those on which they agree decide no paired test."""
 
     only_a: int
     only_b: int
 
 
 def discordant(a: Sequence[bool], b: Sequence[bool]) -> Discordant:
-    """Count the rows that are true in one of two columns alone."""
+    """Count the examples that are true in one of two lists alone."""
     pairs = list(zip(a, b, strict=True))
     return Discordant(sum(one and not other for one, other in pairs), sum(other and not one for one, other in pairs))
 
@@ -47,10 +47,7 @@ def mcnemar(only_a: int, only_b: int, *, two_sided: bool = False) -> float:
     Under the null each discordant example is a fair coin. Sums of binomial coefficients in whole numbers are exact
     for any n, and quick enough for a board of hundreds of networks, which needs a test for every pair.
 
-    Args:
-        only_a: examples that are true in column a alone.
-        only_b: examples that are true in column b alone.
-        two_sided: False for "a is true more often than b".
+    `only_a` are the examples that are true under a alone; one-sided, the question is whether a is true more often.
     """
     n, term, tail = only_a + only_b, 1, 1
     for k in range(min(only_a, only_b) if two_sided else only_b):

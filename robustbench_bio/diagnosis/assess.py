@@ -11,9 +11,9 @@ from robustbench_bio.diagnosis.probe import DIAGNOSED, probe
 from robustbench_bio.evaluation.plan import Plan, Subject
 from robustbench_bio.evaluation.runner import Runner
 from robustbench_bio.evaluation.store import Store
-from robustbench_bio.evaluation.worst_case import worst_case
+from robustbench_bio.evaluation.worst_case import worst_cases
 from robustbench_bio.records.diagnosis import Diagnosis
-from robustbench_bio.records.gradient import EXACT, Gradient
+from robustbench_bio.records.gradient import EXACT
 from robustbench_bio.records.result import Result
 from robustbench_bio.records.threat import Threat
 
@@ -23,7 +23,6 @@ class Assessment:
     """What came of one network of a plan.
 
     Attributes:
-        model: what results call it.
         results: one for each measurement of the plan; None where it does not apply to the network.
         diagnosis: of a probe and of what the results say of each other; None where no threat model is linf or l2.
         rank: 1 is best, networks that are equal share it; 0 before a ranking.
@@ -42,7 +41,7 @@ class Assessment:
     @cached_property
     def robust(self) -> dict[Threat, list[bool]]:
         """Which examples withstand every attack and gradient, for each threat model."""
-        return worst_case(self.measured)
+        return worst_cases(self.measured)
 
     def worst_case(self, threat: Threat) -> float:
         """Return the fraction of the examples that withstand everything within a threat model."""
@@ -62,12 +61,9 @@ def assess(
     A short diagnosis comes before the attacks, so that masking is learnt before the time is spent; the finished
     measurements are weighed in afterwards.
 
-    Args:
-        plan: what is measured.
-        headline: where the probe looks, if it is linf or l2; else at the first threat model that is.
-        n_probe: correctly classified examples that the probe looks at.
-        store: where results and diagnoses are looked up and kept.
-        progress: called with examples done, their total over the whole plan, and what runs now.
+    The probe looks within `headline` if it is linf or l2, else within the first threat model that is, at `n_probe`
+    correctly classified examples. `progress` is called with examples done, their total over the whole plan, and what
+    runs now.
 
     Yields:
         What came of each network, in the plan's order, as soon as it is measured.
@@ -79,7 +75,7 @@ def assess(
         store.check_writable()
     runner = Runner(plan, store, progress)
     for subject in plan.subjects:
-        diagnosis = _probed(runner, subject, probed(plan, headline), n_probe)
+        diagnosis = probed(plan, subject, headline, n_probe, store, runner.on(subject))
         results: list[Result | None] = [None] * len(plan.measurements)
         for place, measurement in enumerate(plan.measurements):
             if plan.applies(measurement, subject):
@@ -88,33 +84,26 @@ def assess(
         yield Assessment(subject.label, tuple(results), diagnosis and diagnosis.joined(checks))
 
 
-def _probed(runner: Runner, subject: Subject, threat: Threat, n_probe: int) -> Diagnosis | None:
-    """Diagnose a network in short, and report what is checked."""
-    plan = runner.plan
-    return probe(
-        subject,
-        plan.examples.to(plan.settings.device),
-        threat,
-        probed_gradient(plan, subject),
-        seed=plan.settings.seed,
-        n_examples=n_probe,
-        store=runner.store,
-        progress=lambda _done, _total, line: runner.report(f"{subject.label}: {line}"),
-    )
+def probed(
+    plan: Plan,
+    subject: Subject,
+    headline: Threat,
+    n_probe: int,
+    store: Store | None = None,
+    progress: Progress = silent,
+) -> Diagnosis | None:
+    """Diagnose a network of a plan in short, within the headline, or the plan's first threat model that allows it.
 
-
-def probed(plan: Plan, headline: Threat) -> Threat:
-    """Return the threat model of the probe: the headline, or the plan's first that can be diagnosed."""
+    The probe follows the last gradient asked for by name, else one that the network has.
+    """
     threats = [headline, *(measurement.threat for measurement in plan.measurements)]
-    return next((threat for threat in threats if threat.norm in DIAGNOSED), headline)
-
-
-def probed_gradient(plan: Plan, subject: Subject) -> Gradient:
-    """Return what the probe follows: the last gradient asked for by name, else one that the network has."""
+    threat = next((threat for threat in threats if threat.norm in DIAGNOSED), headline)
     if plan.as_asked:
-        return plan.measurements[-1].gradient
-    thresholds = subject.has_thresholds(plan.examples.x[:2].to(plan.settings.device))
-    return ATTACKED_BY[-1] if thresholds else EXACT
+        gradient = plan.measurements[-1].gradient
+    else:
+        gradient = ATTACKED_BY[-1] if plan.has_thresholds(subject) else EXACT
+    examples, seed = plan.examples.to(plan.settings.device), plan.settings.seed
+    return probe(subject, examples, threat, gradient, seed=seed, n_examples=n_probe, store=store, progress=progress)
 
 
 def ranked(assessments: Iterable[Assessment], threat: Threat) -> tuple[Assessment, ...]:

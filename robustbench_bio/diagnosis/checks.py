@@ -35,17 +35,12 @@ class Checks:
     """All checks on one network and its correctly classified examples.
 
     Args:
-        model: the network, in eval mode.
         judged: what decides whether an example is robust: the network, or its mean prediction if it is random.
         x: [n, C, H, W] in [0, 1].
         y: int64 [n], all of them answered correctly.
         logits: [n, K] at x.
-        threat: linf or l2.
         followed: gradient of the white-box attacks.
         draws: passes behind each answer.
-        steps: of PGD.
-        queries: of Square.
-        seed: of every draw.
     """
 
     model: nn.Module
@@ -196,19 +191,19 @@ class Checks:
         """Return what is robust to PGD, APGD-CE and APGD-DLR; with surrogates, through each of `ATTACKED_BY` too."""
         others = [self.white_box(gradient) for gradient in ATTACKED_BY if gradient != self.followed]
         others = others if self.followed.surrogate else []
-        columns = [self.robust, *(self.robust_to(other, PGD(steps=self.steps)) for other in others)]
+        robust = [self.robust, *(self.robust_to(other, PGD(steps=self.steps)) for other in others)]
         for name, white_box in itertools.product(("apgd-ce", "apgd-dlr"), [self.exact, *others]):
-            columns.append(self.robust_to(white_box, make(name, self.threat.norm, {"steps": 2 * self.steps})))
-        return all_of(columns)
+            robust.append(self.robust_to(white_box, make(name, self.threat.norm, {"steps": 2 * self.steps})))
+        return all_of(robust)
 
     def square_beats_white_box(self, white: list[bool]) -> Check:
-        """Tell whether an attack without gradients turns what the best of three with gradients cannot."""
+        """Tell whether an attack without gradients fools what the best of three with gradients cannot."""
         square = self.robust_to(self.exact, make("square", self.threat.norm, {"queries": self.queries}))
         names = "the best of PGD, APGD-CE and APGD-DLR", f"with Square-{self.queries} it is"
         return compare("square-beats-white-box", white, all_of([white, square]), *names, "masked")
 
     def transfer_beats_white_box(self, white: list[bool], source: nn.Module) -> Check:
-        """Tell whether another network's adversarial examples turn what this one's gradient cannot."""
+        """Tell whether another network's adversarial examples fool what this one's gradient cannot."""
         attack = MIFGSM(steps=self.steps, early_exit=False)
         rng = ExampleRng(self.seed, range(len(self.y)), "diagnosis")
         proposal = attack.perturb(WhiteBoxModel(source), self.x, self.y, self.threat, rng)
@@ -269,12 +264,7 @@ def finite_difference_error(model: nn.Module, x: Tensor, y: Tensor, seed: int = 
     sides in float64, so that only rounding inside the network, thresholds or randomness can part them. Random
     networks draw the same on both sides.
 
-    Args:
-        model: in eval mode.
-        x: [n, C, H, W], a few examples.
-        y: int64 [n].
-        seed: of the directions.
-        directions: per example.
+    x is [n, C, H, W], a few examples; y int64 [n]. `directions` are drawn for each example.
 
     Returns:
         Median over examples and directions of |difference| / (|differential| + |central difference|).

@@ -26,14 +26,8 @@ def compare(
 ) -> Check:
     """Return a check that fires if notably and significantly more examples are robust to the first of two attacks.
 
-    Args:
-        name: of the check.
-        weak: which examples are robust to the attack that should leave more.
-        strong: the same for the other, in the same order.
-        weak_name: what the first is called.
-        strong_name: what the other is called.
-        implies: what it means. Where that is "masked", a gap of twice `NOTABLE` that is not significant is
-            inconclusive.
+    `weak` are the examples that are robust to the attack that should leave more, `strong` the same for the other. Where
+    it implies "masked", a gap of twice `NOTABLE` that is not significant is inconclusive.
     """
     gap, p = (sum(weak) - sum(strong)) / len(weak), mcnemar(*discordant(weak, strong))
     left, fewer = (f"{100 * sum(robust) / len(robust):.1f} %" for robust in (weak, strong))

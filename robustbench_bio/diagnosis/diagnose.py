@@ -73,8 +73,8 @@ def diagnose(
     judged = MeanPrediction(model, draws, seed, "judge") if draws > 1 else model
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # a random network draws from it
         right, logits = _first_right(judged, x, y.long(), n_examples)
-        probe = Checks(model, judged, x[right], y[right].long(), logits, threat, kind, draws, steps, queries, seed)
-        checks = probe.all(source, progress)
+        all_checks = Checks(model, judged, x[right], y[right].long(), logits, threat, kind, draws, steps, queries, seed)
+        checks = all_checks.all(source, progress)
     verdict, reason = verdict_on(checks)
     return Diagnosis(verdict=verdict, reason=reason, checks=checks, n=len(right), seconds=time.perf_counter() - started)
 
@@ -82,13 +82,13 @@ def diagnose(
 def _first_right(model: nn.Module, x: Tensor, y: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
     """Return the rows of the first correctly classified examples, and their logits."""
     rows: list[Tensor] = []
-    found: list[Tensor] = []
+    kept: list[Tensor] = []
     for first in range(0, len(y), 256):
         logits = checked_logits(model, x[first : first + 256], y[first : first + 256])
         right = (logits.argmax(1) == y[first : first + 256]).nonzero().flatten()
-        rows, found = [*rows, right + first], [*found, logits[right]]
+        rows, kept = [*rows, right + first], [*kept, logits[right]]
         if sum(map(len, rows)) >= wanted:
             break
     if sum(map(len, rows)) == 0:
         raise NothingToAttackError("expected at least one correctly classified example, got none: nothing to attack")
-    return torch.cat(rows)[:wanted], torch.cat(found)[:wanted]
+    return torch.cat(rows)[:wanted], torch.cat(kept)[:wanted]

@@ -7,52 +7,30 @@ from robustbench_bio.diagnosis.assess import Assessment, assess, ranked
 from robustbench_bio.evaluation.plan import Measurement
 from robustbench_bio.evaluation.planning import PresetPlan
 from robustbench_bio.evaluation.store import Store
-from robustbench_bio.records.preset import AttackPreset
 from robustbench_bio.records.result import Result
 from robustbench_bio.records.threat import Threat
 
 
 @dataclass(frozen=True)
-class GridResult:
-    """A finished grid.
+class GridResult(PresetPlan):
+    """A finished grid: its plan, and what came of each network, best first."""
 
-    Attributes:
-        asked: preset, networks and examples.
-        networks: what came of each, best first.
-    """
-
-    asked: PresetPlan
     networks: tuple[Assessment, ...]
-
-    @property
-    def preset(self) -> AttackPreset:
-        """The attacks."""
-        return self.asked.preset
 
     @property
     def dataset(self) -> str:
         """Name of the data set."""
-        return self.asked.plan.examples.dataset
+        return self.plan.examples.dataset
 
     @property
     def n(self) -> int:
         """Examples of the test split that were attacked."""
-        return len(self.asked.plan.examples)
-
-    @property
-    def sigma(self) -> float:
-        """Mean standard deviation of the data set, the unit of radii written with σ."""
-        return self.asked.sigma
+        return len(self.plan.examples)
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """What each network was put to as far as it applies, in the order of results."""
-        return self.asked.plan.measurements
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Network → why it was left out."""
-        return self.asked.skipped
+        return self.plan.measurements
 
     @property
     def headline(self) -> Threat:
@@ -61,16 +39,10 @@ class GridResult:
 
 
 def run_grid(asked: PresetPlan, store: Store | None = None, progress: Progress = silent) -> GridResult:
-    """Run every attack of a preset on every network, or read from the store what was measured before, and rank.
-
-    Args:
-        asked: what is measured.
-        store: where results are looked up and kept.
-        progress: called with examples done, their total over the whole grid, and what runs now.
-    """
+    """Run every attack of a preset on every network, or read from the store what was measured before, and rank."""
     headline = asked.preset.headline()
     assessed = assess(asked.plan, headline, n_probe=asked.preset.probe_examples, store=store, progress=progress)
-    return GridResult(asked, ranked(assessed, headline))
+    return GridResult(**vars(asked), networks=ranked(assessed, headline))
 
 
 def shared_meter(result: Result) -> float:

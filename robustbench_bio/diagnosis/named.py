@@ -4,11 +4,12 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.diagnosis.diagnose import diagnose
 from robustbench_bio.diagnosis.probe import DIAGNOSED
-from robustbench_bio.evaluation.plan import Settings
-from robustbench_bio.evaluation.planning import DataSource, gradients_of
+from robustbench_bio.evaluation.plan import Settings, Slice
+from robustbench_bio.evaluation.planning import gradients_of
 from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.threat import Threat
 from robustbench_bio.zoo import catalog
+from robustbench_bio.zoo.loading import DataSource
 
 #: Networks of the zoo that may lend their adversarial examples to a diagnosis.
 SOURCES = ("bp-resnet20", "bp-darts")
@@ -27,15 +28,8 @@ def diagnose_model(
 ) -> Diagnosis:
     """Diagnose one model of the zoo on the test split.
 
-    Args:
-        model: id of the zoo, or path of a card.
-        data: data set.
-        threat: linf or l2, at one radius.
-        gradient: of the white-box attacks, see `diagnose`; None is the last that an evaluation would take.
-        source: network whose adversarial examples are tried too; by default the first of `SOURCES` that there is.
-        n_examples: correctly classified examples to look at.
-        settings: seed and device.
-        progress: called before every check.
+    `gradient` None is the last that an evaluation would take; `source` lends its adversarial examples, by default the
+    first of `SOURCES` that there is.
 
     Raises:
         UserError: a norm other than linf and l2, or names that do not exist.
@@ -43,7 +37,7 @@ def diagnose_model(
     if threat.norm not in DIAGNOSED:
         raise UserError(f"expected norm linf or l2 for a diagnosis, got {threat.norm!r}")
     net = data.network(model, settings.device)
-    examples = data.slice().to(settings.device)
+    examples = Slice.load(data).to(settings.device)
     lender = source or _source(model, data.dataset)
     return diagnose(
         net,

@@ -45,15 +45,8 @@ def probe(
 ) -> Diagnosis | None:
     """Return a short diagnosis of a network, from the store if it was made before.
 
-    Args:
-        subject: the network.
-        examples: on its device.
-        threat: where; for any norm but linf and l2 there is no diagnosis, and None is returned.
-        gradient: what the measurement follows; one of rules is held against the exact gradient.
-        seed: of every draw.
-        n_examples: correctly classified examples to look at.
-        store: where diagnoses are kept.
-        progress: called before every check.
+    `examples` must be on the network's device. For any norm but linf and l2 there is no diagnosis, and None is
+    returned. A `gradient` of rules is held against the exact one.
 
     Raises:
         UserError: see `diagnose`; a network without a single correct answer is "inconclusive".

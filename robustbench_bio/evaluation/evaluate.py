@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustbench_bio.attacks.external import NATIVE
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.evaluation.measure import measure
-from robustbench_bio.evaluation.plan import Measurement, Settings, Slice, Subject, job
+from robustbench_bio.evaluation.plan import Measurement, Settings, Slice, Subject, prepare
 from robustbench_bio.evaluation.store import Store
 from robustbench_bio.records.base import Precision
 from robustbench_bio.records.gradient import Gradient
@@ -71,7 +71,7 @@ def evaluate(
     examples = Slice.given(data, ids, *names[1:])
     settings = Settings(seed, batch_size, precision, _device_of(model) if device is None else device)
     subject = Subject(names[0], model.to(settings.device))
-    return measure(job(subject, measurement, examples, settings), examples, settings, store, progress)
+    return measure(prepare(subject, measurement, examples, settings), store, progress)
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -72,13 +72,8 @@ def gate(model: nn.Module, attack: Attack, white_box: WhiteBoxModel, x: Tensor, 
     any batch (a random network, as `MeanPrediction`, the same answer twice in the same batch); the attack at eps = 0
     proposes x itself.
 
-    Args:
-        model: the network.
-        attack: the attack that will run.
-        white_box: what that attack may ask.
-        x: [n, C, H, W] in [0, 1]; the first few rows are used.
-        y: int64 [n]; every label must have a logit.
-        threat: the threat model; only its norm and bounds matter here.
+    x is [n, C, H, W] in [0, 1], of which the first few rows are asked; y int64 [n], of which every label must have a
+    logit. Of the threat model only norm and bounds matter.
 
     Raises:
         UserError: the network cannot be evaluated as it is.
@@ -132,12 +127,7 @@ def _in_train_mode(model: nn.Module) -> list[str]:
 def judge(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
     """Return prediction and perturbation size of each proposal, both recomputed in float32 from scratch.
 
-    Args:
-        model: the untouched network.
-        x: [n, C, H, W] clean inputs.
-        x_adv: [n, C, H, W] proposals.
-        y: int64 [n].
-        threat: what is allowed.
+    x and x_adv are [n, C, H, W], y int64 [n].
 
     Returns:
         Predicted labels int64 [n], perturbation sizes float32 [n].

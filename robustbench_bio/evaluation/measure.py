@@ -19,54 +19,45 @@ from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.evaluation import migration
 from robustbench_bio.evaluation.fingerprint import state_sha256
 from robustbench_bio.evaluation.judge import AttackViolation, checked_logits, gate, judge
-from robustbench_bio.evaluation.plan import Job, Settings, Slice
+from robustbench_bio.evaluation.plan import PreparedMeasurement, Slice
 from robustbench_bio.evaluation.store import Store
 from robustbench_bio.records.gradient import Gradient
 from robustbench_bio.records.result import Outcomes, Provenance, Result
 
 
 @full_float32()
-def measure(
-    job: Job, examples: Slice, settings: Settings, store: Store | None = None, progress: Progress = silent
-) -> Result:
+def measure(prepared: PreparedMeasurement, store: Store | None = None, progress: Progress = silent) -> Result:
     """Return what comes of a measurement, from the store if it was made before.
 
     What is finished is kept batch by batch, so that the same call continues where an interrupted one stopped.
-
-    Args:
-        job: network, attack and spec.
-        examples: what is attacked.
-        settings: batch size and device; the rest stands in the spec.
-        store: where results are looked up and kept; None keeps nothing.
-        progress: called after every batch with examples done, their total, and "".
+    `progress` is called after every batch with examples done, their total, and "".
 
     Raises:
         UserError: the network cannot be evaluated as it is.
         AttackViolation: the attack left the threat model or changed the network.
     """
-    spec = job.spec
+    spec, examples, batch_size = prepared.spec, prepared.examples, prepared.settings.batch_size
     if store is not None:
-        known = store.get(spec) or migration.recall(store, spec, job.subject.net)
+        known = store.get(spec) or migration.recall(store, spec, prepared.subject.net)
         if known is not None:
             return known
         store.check_writable()
-    attacked = _Attacked.by(job, examples, settings)
+    attacked = _AttackedNetwork.of(prepared)
     started, parts = time.perf_counter(), store.parts(spec) if store else []
-    done = {row for part in parts for row in part.id}
-    if done:
-        attacked.notices.append(f"{len(done)} examples come from an earlier run that stopped: not in seconds")
-    left = [place for place, row in enumerate(examples.ids) if row not in done]
-    for first in range(0, len(left), settings.batch_size):
-        part = attacked.batch(examples.rows(left[first : first + settings.batch_size]))
+    finished = {row for part in parts for row in part.id}
+    if finished:
+        attacked.notices.append(f"{len(finished)} examples come from an earlier run that stopped: not in seconds")
+    unfinished = [place for place, row in enumerate(examples.ids) if row not in finished]
+    for first in range(0, len(unfinished), batch_size):
+        part = attacked.batch(examples.rows(unfinished[first : first + batch_size]))
         parts.append(part)
         if store:
             store.put_part(spec, part)
         progress(sum(map(len, parts)), len(examples), "")
-    seconds, device = time.perf_counter() - started, torch.device(settings.device)
     result = Result(
         spec=spec,
         outcomes_record=Outcomes.joined(parts, examples.ids),
-        provenance=provenance(seconds, device, spec.backend, attacked.notices),
+        provenance=provenance(prepared, time.perf_counter() - started, attacked.notices),
     )
     if store:
         store.put(result)
@@ -74,62 +65,53 @@ def measure(
 
 
 @dataclass(frozen=True)
-class _Attacked:
+class _AttackedNetwork:
     """A network while it is attacked.
 
     Attributes:
-        job: network, attack and spec.
-        white_box: what the attack may ask.
         judged: what answers for the network: itself, or its mean prediction where it is random.
         state: hash of parameters and buffers before the attack.
-        device: where the network is.
     """
 
-    job: Job
+    prepared: PreparedMeasurement
     white_box: WhiteBoxModel
     judged: nn.Module
     state: str
-    device: str | torch.device
 
     @classmethod
-    def by(cls, job: Job, examples: Slice, settings: Settings) -> Self:
-        """Return the network of a job once it has passed the gate."""
-        spec, net = job.spec, job.subject.net
+    def of(cls, prepared: PreparedMeasurement) -> Self:
+        """Return the network once it has passed the gate."""
+        spec, net, examples = prepared.spec, prepared.subject.net, prepared.examples
         white_box = WhiteBoxModel(net, spec.gradient, spec.precision, draws=spec.draws, seed=spec.seed)
         judged = MeanPrediction(net, spec.draws, spec.seed, "judge") if spec.draws > 1 else net
-        attacked = cls(job, white_box, judged, state_sha256(net), settings.device)
-        few = examples.rows(range(min(8, len(examples)))).to(settings.device)
-        gate(judged, job.attack, white_box, few.x, examples.y, spec.threat)
-        attacked.notices.extend(_remarks(spec.gradient, spec.draws))
-        return attacked
+        state = state_sha256(net)
+        few = examples.rows(range(min(8, len(examples)))).to(prepared.settings.device)
+        gate(judged, prepared.attack, white_box, few.x, examples.y, spec.threat)
+        white_box.notices.extend(_remarks(spec.gradient, spec.draws))
+        return cls(prepared, white_box, judged, state)
 
     @property
     def notices(self) -> list[str]:
         """What a reader of the result should know."""
         return self.white_box.notices
 
-    @property
-    def name(self) -> str:
-        """The attack, with its library if it is not ours."""
-        return self.job.spec.attack if self.job.spec.backend == NATIVE else repr(self.job.attack)
-
     def batch(self, batch: Slice) -> Outcomes:
         """Attack the correctly classified examples of one batch and judge what comes back."""
-        x, y = batch.x.to(self.device), batch.y.to(self.device)
+        attack, spec, device = self.prepared.attack, self.prepared.spec, self.prepared.settings.device
+        x, y = batch.x.to(device), batch.y.to(device)
         clean = checked_logits(self.judged, x, y).argmax(1)
         right = (clean == y).nonzero().flatten()
         adversarial, size = clean.clone(), torch.zeros(len(y))
         queries, steps = torch.zeros_like(y), torch.zeros_like(y)
         if len(right) > 0:
-            rows = [batch.ids[place] for place in right.tolist()]
-            rng = ExampleRng(self.job.spec.seed, rows, self.job.spec.attack)
-            proposal = self.job.attack.perturb(self.white_box, x[right], y[right], self.job.spec.threat, rng)
+            rng = ExampleRng(spec.seed, [batch.ids[place] for place in right.tolist()], spec.attack)
+            proposal = attack.perturb(self.white_box, x[right], y[right], spec.threat, rng)
             adversarial[right], sizes = self.judge(x[right], proposal.x_adv, y[right])
             size[right.cpu()] = sizes.float().cpu()
             queries[right], steps[right] = proposal.queries, proposal.steps
         # Before anybody keeps the batch: a later run would take it for a sound part of this measurement.
-        if state_sha256(self.job.subject.net) != self.state:
-            raise AttackViolation(f"parameters or buffers of the network changed under {self.name}")
+        if state_sha256(self.prepared.subject.net) != self.state:
+            raise AttackViolation(f"parameters or buffers of the network changed under {self.prepared.attack_name}")
         return Outcomes(
             id=list(batch.ids),
             label=y.tolist(),
@@ -143,9 +125,9 @@ class _Attacked:
     def judge(self, x: Tensor, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return prediction and perturbation size of each proposal; a violation names the attack."""
         try:
-            return judge(self.judged, x, x_adv, y, self.job.spec.threat)
+            return judge(self.judged, x, x_adv, y, self.prepared.spec.threat)
         except AttackViolation as violation:
-            raise AttackViolation(f"{self.name}: {violation}") from None
+            raise AttackViolation(f"{self.prepared.attack_name}: {violation}") from None
 
 
 def _remarks(gradient: Gradient, draws: int) -> list[str]:
@@ -157,8 +139,9 @@ def _remarks(gradient: Gradient, draws: int) -> list[str]:
     return []
 
 
-def provenance(seconds: float, device: torch.device, backend: str, notices: list[str]) -> Provenance:
+def provenance(prepared: PreparedMeasurement, seconds: float, notices: list[str]) -> Provenance:
     """Return where a result comes from: time, machine, versions."""
+    device, backend = torch.device(prepared.settings.device), prepared.spec.backend
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x{torch.get_num_threads()}"
     libraries = [] if backend == NATIVE else [BACKENDS.get(backend).module]
     packages = {package: metadata.version(package) for package in ("torch", "numpy", "robustbench-bio", *libraries)}

@@ -14,8 +14,6 @@ from robustbench_bio.attacks.access.mean_prediction import DRAWS, is_random
 from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped
 from robustbench_bio.attacks.external import NATIVE, peer
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.datasets import load_examples
-from robustbench_bio.datasets.base import Examples
 from robustbench_bio.datasets.tensors import tensors
 from robustbench_bio.evaluation.fingerprint import fingerprint
 from robustbench_bio.evaluation.judge import check_data, data_hash
@@ -23,7 +21,7 @@ from robustbench_bio.records.base import Precision, Scalar
 from robustbench_bio.records.gradient import EXACT, Gradient
 from robustbench_bio.records.result import EvalSpec
 from robustbench_bio.records.threat import Threat
-from robustbench_bio.zoo.loading import source_network
+from robustbench_bio.zoo.loading import DataSource, source_network
 
 
 @dataclass(frozen=True)
@@ -44,18 +42,14 @@ class Slice:
     split: str = "test"
 
     @classmethod
-    def of(cls, examples: Examples, dataset: str, split: str = "test") -> Self:
-        """Return the slice of some examples of a data set, which may be named by the path of an .npz."""
-        return cls(*tensors(examples), tuple(examples.ids.tolist()), Path(dataset).stem, split)
-
-    @classmethod
-    def load(cls, dataset: str, n: int | None, *, root: Path | None = None, file: Path | None = None) -> Self:
+    def load(cls, source: DataSource, n: int | None = None) -> Self:
         """Return the first n test examples of a data set, all by default.
 
         Raises:
             UserError: the data is not here, or has fewer.
         """
-        return cls.of(load_examples(dataset, "test", n, data_root=root, data_file=file), dataset)
+        examples = source.examples("test", n)
+        return cls(*tensors(examples), tuple(examples.ids.tolist()), Path(source.dataset).stem)
 
     @classmethod
     def given(cls, data: tuple[Tensor, Tensor], ids: Sequence[int] | None, dataset: str, split: str) -> Self:
@@ -110,8 +104,7 @@ class Subject:
     def has_thresholds(self, x: Tensor) -> bool:
         """Tell whether the network spikes or rounds, so that its exact gradient misses most of what it does.
 
-        Args:
-            x: [n, C, H, W] where the network is; two of the inputs are looked at, once.
+        x is [n, C, H, W] on the network's device; two of the inputs are looked at, once.
         """
         if self._stepped is None:
             self._stepped = stepped(self.net, x[:2])
@@ -130,11 +123,7 @@ class Measurement:
     """One attack at one radius with one gradient.
 
     Attributes:
-        attack: name of the attack.
-        threat: what it may do.
-        gradient: what it follows.
         params: its parameters as they were asked for, lengths in input units.
-        backend: whose attack runs.
         written: the radius as a preset writes it, with σ where it is in units of the data's standard deviation.
     """
 
@@ -182,10 +171,7 @@ class Settings:
     """How measurements are made.
 
     Attributes:
-        seed: of the attacks' draws.
-        batch_size: examples attacked together.
         precision: of gradient passes, None for the fastest that is safe on the device.
-        device: where networks and examples are.
     """
 
     seed: int = 0
@@ -210,10 +196,6 @@ class Plan:
     """Networks, and the measurements that each is put to as far as they apply to it.
 
     Attributes:
-        examples: what is attacked.
-        subjects: the networks.
-        measurements: in the order of results.
-        settings: how.
         as_asked: put every network to every measurement, because the caller named gradients that they take.
     """
 
@@ -233,8 +215,11 @@ class Plan:
             return True
         if measurement.gradient.source == "rule":
             return subject.has_rules
-        thresholds = subject.has_thresholds(self.examples.x[:2].to(self.settings.device))
-        return bool(measurement.gradient.surrogate) == (measurement.white_box and thresholds)
+        return bool(measurement.gradient.surrogate) == (measurement.white_box and self.has_thresholds(subject))
+
+    def has_thresholds(self, subject: Subject) -> bool:
+        """Tell whether a network spikes or rounds on the examples, see `Subject.has_thresholds`."""
+        return subject.has_thresholds(self.examples.x[:2].to(self.settings.device))
 
     def applicable(self, subject: Subject) -> list[Measurement]:
         """Return the measurements that a network can be put to."""
@@ -246,8 +231,7 @@ class Plan:
         Each measurement that follows the exact gradient is followed by the same with each surrogate; of both, a
         network is put to those that apply to it.
         """
-        x = self.examples.x[:2].to(self.settings.device)
-        if not any(subject.has_thresholds(x) for subject in self.subjects):
+        if not any(map(self.has_thresholds, self.subjects)):
             return self
         return replace(self, measurements=with_surrogates(self.measurements))
 
@@ -264,28 +248,25 @@ def with_surrogates(measurements: Sequence[Measurement]) -> tuple[Measurement, .
 
 
 @dataclass(frozen=True)
-class Job:
-    """A measurement of one network, ready to run.
-
-    Attributes:
-        subject: the network.
-        attack: what runs.
-        spec: everything that decides the outcome.
-    """
+class PreparedMeasurement:
+    """A measurement of one network, ready to run; the spec is everything that decides the outcome."""
 
     subject: Subject
     attack: Attack
     spec: EvalSpec
+    examples: Slice
+    settings: Settings
+
+    @property
+    def attack_name(self) -> str:
+        """The attack as errors name it, with its library if it is not ours."""
+        return self.spec.attack if self.spec.backend == NATIVE else repr(self.attack)
 
 
-def job(subject: Subject, measurement: Measurement, examples: Slice, settings: Settings) -> Job:
+def prepare(subject: Subject, measurement: Measurement, examples: Slice, settings: Settings) -> PreparedMeasurement:
     """Return a measurement of one network, ready to run.
 
-    Args:
-        subject: its network must be where the settings say.
-        measurement: which.
-        examples: what is attacked.
-        settings: how.
+    The network must be on the device of the settings.
 
     Raises:
         UserError: an attack, parameter or data that does not fit.
@@ -313,4 +294,4 @@ def job(subject: Subject, measurement: Measurement, examples: Slice, settings: S
             "batch_size": settings.batch_size if draws > 1 or measurement.backend != NATIVE else None,
         }
     )
-    return Job(subject, attack, spec)
+    return PreparedMeasurement(subject, attack, spec, examples, settings)

@@ -14,51 +14,16 @@ from robustbench_bio.attacks.access.surrogate import followed
 from robustbench_bio.attacks.external import BACKENDS, NATIVE, Peer, names
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
-from robustbench_bio.datasets import open_dataset
-from robustbench_bio.datasets.base import Dataset
 from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject
-from robustbench_bio.nets.base import Net
 from robustbench_bio.records.base import Precision
 from robustbench_bio.records.gradient import EXACT, RULE, Gradient
 from robustbench_bio.records.preset import AskedMeasurement, AttackPreset
 from robustbench_bio.records.threat import Threat, check_eps, parse_eps
 from robustbench_bio.zoo import catalog
-from robustbench_bio.zoo.loading import load_model
+from robustbench_bio.zoo.loading import DataSource
 
 #: Parameters of attacks that are lengths in input units, and so follow the unit of eps.
 LENGTHS = frozenset({"step_size", "start_sigma"})
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """A data set and where it lies.
-
-    Attributes:
-        dataset: name of a data set, or path of an .npz.
-        root: where data sets lie.
-        file: an .npz that stands in for the data set.
-    """
-
-    dataset: str = "digits"
-    root: Path | None = None
-    file: Path | None = None
-
-    def open(self) -> Dataset:
-        """Return the data set; reads no images yet."""
-        return open_dataset(self.dataset, self.file)
-
-    def slice(self, n: int | None = None) -> Slice:
-        """Return the first n test examples, all by default."""
-        return Slice.load(self.dataset, n, root=self.root, file=self.file)
-
-    def network(self, model: str, device: str | torch.device = "cpu") -> Net:
-        """Return a network of the zoo, or of a card file, for this data set."""
-        return load_model(model, self.dataset, device=str(device), data_file=self.file)
-
-    def sigma(self) -> float:
-        """Return the mean standard deviation, the unit of radii written with σ."""
-        std = self.open().std
-        return sum(std) / len(std)
 
 
 @dataclass(frozen=True)
@@ -66,9 +31,7 @@ class AskedAttack:
     """An attack as `biorobust eval` is asked for it.
 
     Attributes:
-        attack: its name.
         threats: one for each radius.
-        params: its parameters.
         gradient: text of a gradient, "both" for rule and exact, or None for what fits the network.
         backend: "native", a library, or "all": native first, then every library that can do the same.
     """
@@ -100,20 +63,14 @@ def eval_plan(
 
     Everything that can be wrong about the call is found here, before the first attack starts.
 
-    Args:
-        model: id of the zoo, or path of a card.
-        source: data set.
-        asked: the attack.
-        n_examples: first N of the test split, all by default.
-        settings: how.
-        notice: called with one line if "all" has to leave libraries out.
+    `notice` is called with one line if "all" has to leave libraries out.
 
     Raises:
         UserError: unknown names, or a network, attack and library that do not go together.
     """
     asked.check()
     net = source.network(model, settings.device)
-    examples = source.slice(n_examples)
+    examples = Slice.load(source, n_examples)
     x = examples.x[:2].to(settings.device)
     gradients = gradients_of(net, asked.gradient, x)
     for gradient in gradients:
@@ -160,10 +117,8 @@ def gradients_of(net: torch.nn.Module, asked: str | None, x: torch.Tensor) -> li
 
     Default: exact, or surrogates where thresholds leave no exact gradient; after rule where the network has rules.
 
-    Args:
-        net: in eval mode.
-        asked: text of a gradient, "both" for rule and exact, or None for the default.
-        x: [n, C, H, W], an input or two to look for thresholds with.
+    `asked` is the text of a gradient, "both" for rule and exact, or None for the default. x holds an input or two [n,
+    C, H, W] to look for thresholds with.
     """
     if asked == "both":
         return [RULE, EXACT]
@@ -179,7 +134,7 @@ def label_of(model: str) -> str:
 
 
 def read_settings(*, seed: int, batch_size: int = 256, precision: str = "auto", device: str = "auto") -> Settings:
-    """Return settings from what a command line says; raises `UserError`."""
+    """Return settings from the options of a command line; raises `UserError`."""
     known = ["auto", *get_args(Precision)]
     if precision not in known:
         raise UserError(unknown("precision", precision, known))
@@ -207,9 +162,7 @@ def pick_device(device: str) -> str:
 def preset_measurements(preset: AttackPreset, sigma: float) -> tuple[Measurement, ...]:
     """Return the measurements of a preset, in its order, after checking attacks and parameters.
 
-    Args:
-        preset: the attacks.
-        sigma: mean standard deviation of the data set in input units.
+    `sigma` is the mean standard deviation of the data set in input units.
 
     Raises:
         UserError: an unknown attack or parameter, a norm that the attack does not serve, a missing parameter, a
@@ -255,8 +208,6 @@ class PresetPlan:
     """The plan of a preset on many networks.
 
     Attributes:
-        preset: the attacks, and what ranks the networks.
-        plan: what is measured.
         sigma: mean standard deviation of the data set, the unit of radii written with σ.
         skipped: network → why it was left out.
     """
@@ -272,12 +223,8 @@ def preset_plan(
 ) -> PresetPlan:
     """Return the plan of every attack of a preset on every model that has weights for a data set.
 
-    Args:
-        preset: the attacks.
-        patterns: ids, patterns with *, paths of cards; separated by commas.
-        source: data set.
-        n_examples: first N of the test split; by default as many as the preset says.
-        settings: how.
+    `patterns` are ids, patterns with * and paths of cards, separated by commas. By default as many examples as the
+    preset says, the first of the test split.
 
     Raises:
         UserError: unknown names, a preset that does not fit the attacks, no model with weights.
@@ -286,7 +233,7 @@ def preset_plan(
     sigma = source.sigma()
     measurements = preset_measurements(preset, sigma)
     subjects = tuple(Subject(label, source.network(model, settings.device)) for label, model in models.items())
-    examples = source.slice(preset.n_examples if n_examples is None else n_examples)
+    examples = Slice.load(source, preset.n_examples if n_examples is None else n_examples)
     plan = Plan(examples, subjects, measurements, settings).with_surrogates()
     return PresetPlan(preset, plan, sigma, skipped)
 

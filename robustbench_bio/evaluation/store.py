@@ -22,9 +22,6 @@ class Store:
     Layout: `ROOT/<model>/<dataset>/<attack>-<norm>-<gradient>-<key>.json`, and beside it, while a measurement
     runs, a folder `….parts` with one file per batch. Each file carries the hash of its content, which is
     checked when it is read.
-
-    Args:
-        root: the folder; created at the first write.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -74,8 +71,8 @@ class Store:
 
     def parts(self, spec: EvalSpec) -> list[Outcomes]:
         """Return the finished batches of an unfinished measurement; files that fail their hash are skipped."""
-        found = (unseal(Outcomes, path) for path in sorted(self._parts(spec).glob("*.json")))
-        return [part for part in found if part is not None]
+        parts = (unseal(Outcomes, path) for path in sorted(self._parts(spec).glob("*.json")))
+        return [part for part in parts if part is not None]
 
     def recall(self, question: Record, name: str, cls: type[R]) -> R | None:
         """Return what `remember` kept as the answer to a question; None where it kept nothing, or it was edited."""

@@ -8,24 +8,18 @@ from robustbench_bio.records.result import Result
 from robustbench_bio.records.threat import Threat
 
 
-def worst_case(results: Sequence[Result]) -> dict[Threat, list[bool]]:
+def worst_cases(results: Sequence[Result]) -> dict[Threat, list[bool]]:
     """Return for each threat model which examples withstand every attack and gradient among the results.
-
-    Args:
-        results: measurements of one network on the same examples.
-
-    Returns:
-        Threat model → one bool per example, in the order of the first result's examples.
 
     Raises:
         ValueError: the results are not of the same network and examples.
     """
     if len({(result.spec.network_sha256, result.spec.data_sha256) for result in results}) > 1:
         raise ValueError("a worst case needs results of one network on the same examples")
-    columns: dict[Threat, list[list[bool]]] = {}
+    measured: dict[Threat, list[list[bool]]] = {}
     for result in results:
-        columns.setdefault(result.spec.threat, []).append(result.outcomes_record.robust_correct())
-    return {threat: all_of(robust) for threat, robust in columns.items()}
+        measured.setdefault(result.spec.threat, []).append(result.outcomes_record.robust_correct())
+    return {threat: all_of(robust) for threat, robust in measured.items()}
 
 
 def median_distance(result: Result) -> float:

@@ -1,4 +1,4 @@
-"""Entry checks: what an entry says, held against board and zoo, as far as it goes without an attack."""
+"""Entry checks: what an entry states, held against board and zoo, as far as it goes without an attack."""
 
 import functools
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import cast
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.version import __version__
 from robustbench_bio.diagnosis.comparisons import contradictions
-from robustbench_bio.evaluation.plan import Plan, Slice, Subject, job
+from robustbench_bio.evaluation.plan import Plan, Slice, Subject, prepare
 from robustbench_bio.leaderboard.folders import Folders, file_hash
 from robustbench_bio.leaderboard.remeasure import certain_answers, facts_of, gallery_faults, same_facts
 from robustbench_bio.nets.base import Net
@@ -32,15 +32,8 @@ def _subject(folders: Folders, dataset: str, card: str, cells: str) -> Subject:
     return Subject(read.id, folders.network(read, dataset))
 
 
-def checked(file: Path, board: Board, plan: Plan, folders: Folders) -> tuple[Entry | None, list[str]]:
-    """Return the entry in a file and what does not hold of it, a line each; None for what is no entry.
-
-    Args:
-        file: the entry.
-        board: which it stands on.
-        plan: what the board asks of any network.
-        folders: of the zoo.
-    """
+def check_entry(file: Path, board: Board, plan: Plan, folders: Folders) -> tuple[Entry | None, list[str]]:
+    """Return the entry in a file and what does not hold of it, a line each; None for what is no entry."""
     try:
         entry = catalog.entry(file)
         faults = [*_board_faults(entry, board), *_zoo_faults(entry, board, folders)]
@@ -70,18 +63,18 @@ def _zoo_faults(entry: Entry, board: Board, folders: Folders) -> list[str]:
     faults = []
     if own != entry.card:
         faults.append("card: not the zoo's card of this id: renew the entry with biorobust submit")
-    found = file_hash(folders.weights(card, board.dataset))
-    if found != entry.weights_sha256:
+    own_hash = file_hash(folders.weights(card, board.dataset))
+    if own_hash != entry.weights_sha256:
         faults.append(
-            f"weights_sha256: expected {found[:12]}… of the file in the zoo, got {entry.weights_sha256[:12]}…"
+            f"weights_sha256: expected {own_hash[:12]}… of the file in the zoo, got {entry.weights_sha256[:12]}…"
         )
-    if folders.cells(card, board.dataset) != entry.genotype:
+    if folders.genotype(card, board.dataset) != entry.genotype:
         faults.append("genotype: not the one that the card names")
     return faults
 
 
 def _spec_faults(entry: Entry, plan: Plan, subject: Subject) -> list[str]:
-    wanted = [job(subject, one, plan.examples, plan.settings).spec for one in plan.applicable(subject)]
+    wanted = [prepare(subject, one, plan.examples, plan.settings).spec for one in plan.applicable(subject)]
     faults, odd = [], []
     for spec in (measured.spec for measured in entry.measurements):
         if _minor(spec.version) != _minor(__version__):
@@ -130,7 +123,7 @@ def _answer_faults(entry: Entry, data: Slice, subject: Subject) -> list[str]:
 
 
 def _finding_faults(entry: Entry) -> list[str]:
-    """Return what the outcomes alone say against the verdict; the rest of it needs the probe."""
+    """Return what the outcomes alone tell against the verdict; the rest of it needs another diagnosis."""
     norms = {measured.spec.threat.norm for measured in entry.measurements}
     if entry.finding is None:
         return ["finding: is missing"] if norms & {"linf", "l2"} else []

@@ -11,15 +11,14 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject, with_surrogates
-from robustbench_bio.evaluation.planning import DataSource, models_like, preset_measurements
+from robustbench_bio.evaluation.planning import preset_measurements
 from robustbench_bio.nets.base import Net
-from robustbench_bio.records.base import read_toml
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard, TrainedNet
-from robustbench_bio.records.entry import Entry
-from robustbench_bio.records.motifs import AnyGenotype, read_genotype
+from robustbench_bio.records.motifs import AnyGenotype
 from robustbench_bio.zoo import catalog
 from robustbench_bio.zoo import loading as zoo
+from robustbench_bio.zoo.loading import DataSource
 
 
 @dataclass(frozen=True)
@@ -39,41 +38,14 @@ class Folders:
         """Return the folders given, the catalog's where none is."""
         return cls(zoo or catalog.data_folder("models"), leaderboards or catalog.data_folder("leaderboards"))
 
-    def models_like(self, patterns: str) -> list[str]:
-        """Return the models whose ids match comma-separated patterns with *, each once.
-
-        Raises:
-            UserError: a pattern that none matches.
-        """
-        known = sorted(path.stem for path in self.models.glob("*.toml"))
-        return models_like(patterns, known)
-
     def card(self, model: str) -> ModelCard | None:
         """Return the card of a model; None where there is none."""
-        path = self.models / f"{model}.toml"
-        if not path.is_file():
-            return None
-        found = read_toml(ModelCard, path)
-        if found.id != model:
-            raise UserError(f"{path}: field 'id': expected the file's name {model!r}, got {found.id!r}")
-        return found
+        return catalog.card(model, self.models) if model in catalog.model_ids(self.models) else None
 
-    def cells(self, card: ModelCard, dataset: str) -> AnyGenotype | None:
+    def genotype(self, card: ModelCard, dataset: str) -> AnyGenotype | None:
         """Return the genotype that a card's network for a data set names; None where it names none."""
         name = {**card.net, **card.datasets[dataset].net}.get("genotype")
-        return None if name is None else self.genotype(str(name))
-
-    def genotype(self, name: str) -> AnyGenotype:
-        """Return a genotype of cells or of motifs by name, from these folders or from the catalog.
-
-        Raises:
-            UserError: no such genotype; a name that is a path.
-        """
-        if name in {path.stem for path in (self.models / "genotypes").glob("*.toml")}:
-            return read_genotype(self.models / "genotypes" / f"{name}.toml")
-        if name not in catalog.genotype_names():
-            raise UserError(unknown("genotype", name, catalog.genotype_names()))
-        return catalog.any_genotype(name)
+        return None if name is None else catalog.any_genotype(str(name), self.models)
 
     def weights(self, card: ModelCard, dataset: str) -> Path:
         """Return where the weights of a card's network lie.
@@ -89,14 +61,16 @@ class Folders:
     def trained(self, card: ModelCard, dataset: str) -> TrainedNet:
         """Return a card's network for a data set, or raise `UserError`."""
         if dataset not in card.datasets:
-            there = ", ".join(sorted(card.datasets)) or "none"
-            raise UserError(f"card {card.id}: expected a network for {dataset}, got {there}: add [datasets.{dataset}]")
+            trained = ", ".join(sorted(card.datasets)) or "none"
+            raise UserError(
+                f"card {card.id}: expected a network for {dataset}, got {trained}: add [datasets.{dataset}]"
+            )
         return card.datasets[dataset]
 
     def network(self, card: ModelCard, dataset: str) -> Net:
         """Return a card's network with its weights, in eval mode on the CPU."""
         path, entry = self.weights(card, dataset), self.trained(card, dataset)
-        net = zoo.network(card, entry, open_dataset(dataset), self.cells(card, dataset))
+        net = zoo.network(card, entry, open_dataset(dataset), self.genotype(card, dataset))
         zoo.load_weights(net, path, entry.weights_sha256)
         return net.eval()
 
@@ -120,10 +94,6 @@ class Folders:
                 raise UserError(unknown(f"entry of board {board}", pattern, [path.stem for path in files]))
         return [path for path in files if any(fnmatchcase(path.stem, pattern) for pattern in parts)]
 
-    def entries(self, board: str) -> list[Entry]:
-        """Return the entries of a board, in alphabetical order."""
-        return [catalog.entry(path) for path in self.entry_files(board)]
-
     def entry_path(self, board: str, model: str) -> Path:
         """Return where the entry of a model lies."""
         return self.leaderboards / board / f"{model}.json"
@@ -143,7 +113,7 @@ def plan_of(board: Board, subjects: Sequence[Subject], device: str = "cpu") -> P
     Raises:
         UserError: the board's data is not here, or has fewer examples.
     """
-    examples = Slice.load(board.dataset, board.n_examples)
+    examples = Slice.load(DataSource(board.dataset), board.n_examples)
     settings = Settings(seed=board.seed, precision="float32", device=device)
     return Plan(examples, tuple(subjects), with_surrogates(measurements_of(board)), settings)
 

@@ -14,6 +14,7 @@ from robustbench_bio.leaderboard.submit import entry_text
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.entry import Entry
 from robustbench_bio.records.threat import Threat
+from robustbench_bio.zoo.loading import DataSource
 
 
 def migrate(board: Board, folders: Folders) -> list[Path]:
@@ -25,7 +26,7 @@ def migrate(board: Board, folders: Folders) -> list[Path]:
     Raises:
         UserError: an entry of another network than the zoo's, or one that contradicts itself.
     """
-    examples = Slice.load(board.dataset, board.n_examples)
+    examples = Slice.load(DataSource(board.dataset), board.n_examples)
     return [path for path in folders.entry_files(board.name) if _migrated(path, board, folders, examples)]
 
 

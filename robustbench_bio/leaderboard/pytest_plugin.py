@@ -1,4 +1,4 @@
-"""A pytest fixture that fails a test if a network became less robust than its entry says."""
+"""A pytest fixture that fails a test if a network became less robust than its entry."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def check(
     alpha: float = 0.05,
     min_drop: float = 1.0,
 ) -> "Comparison":
-    """Fail the running test if a network is less robust, or less accurate, than the baseline says.
+    """Fail the running test if a network is less robust, or less accurate, than in the baseline.
 
     Args:
         model: any module in eval mode that takes what the entry's network took; or an id of the zoo, or the path of a
@@ -60,7 +60,7 @@ def check(
     entry = catalog.entry(path)
     net: Any = zoo.load_model(model, entry.measurements[0].spec.dataset) if isinstance(model, str) else model
     pairs = paired(entry, net, Part(attacks=attacks, n_examples=n_examples))
-    found = judged(pairs, Limits(alpha=alpha, min_drop=min_drop))
-    if found.regressions:
-        pytest.fail("\n".join(change.line() for change in found.regressions), pytrace=False)
-    return found
+    comparison = judged(pairs, Limits(alpha=alpha, min_drop=min_drop))
+    if comparison.regressions:
+        pytest.fail("\n".join(change.line() for change in comparison.regressions), pytrace=False)
+    return comparison

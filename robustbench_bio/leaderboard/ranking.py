@@ -7,18 +7,17 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.stats import mcnemar
 from robustbench_bio.records.entry import Entry
 
-#: Two rows are told apart if their two-sided exact McNemar p is below this.
+#: Two entries are told apart if their two-sided exact McNemar p is below this.
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class RankedEntry:
-    """One entry and where it stands.
+    """One entry and its range of ranks.
 
     Attributes:
-        entry: the entry.
-        best: 1 + number of rows that are significantly above it.
-        worst: number of rows less those that are significantly below it.
+        best: 1 + number of entries that are significantly above it.
+        worst: number of entries less those that are significantly below it.
     """
 
     entry: Entry
@@ -32,7 +31,7 @@ class RankedEntry:
 
 
 def rank_entries(entries: Sequence[Entry]) -> list[RankedEntry]:
-    """Return a row for each entry, largest worst case first, then larger clean accuracy, then by name.
+    """Return entries with their ranks, largest worst case first, then larger clean accuracy, then by name.
 
     Raises:
         UserError: two entries of one model, or entries that were not measured on the same examples.
@@ -41,15 +40,15 @@ def rank_entries(entries: Sequence[Entry]) -> list[RankedEntry]:
     order = sorted(entries, key=lambda e: (-e.scores.worst_case, -e.scores.clean_accuracy, e.model))
     # Bits of one whole number: sums over n examples and n² pairs are then cheap.
     robust = [sum(bit << i for i, bit in enumerate(entry.robust_correct())) for entry in order]
-    rows = []
+    ranked = []
     for own, entry in zip(robust, order, strict=True):
         above = below = 0
         for other in robust:
             only_own, only_other = (own & ~other).bit_count(), (other & ~own).bit_count()
             if only_own != only_other and mcnemar(only_own, only_other, two_sided=True) < LEVEL:
                 above, below = above + (only_other > only_own), below + (only_own > only_other)
-        rows.append(RankedEntry(entry, 1 + above, len(order) - below))
-    return rows
+        ranked.append(RankedEntry(entry, 1 + above, len(order) - below))
+    return ranked
 
 
 def _comparable(entries: Sequence[Entry]) -> None:

@@ -17,6 +17,7 @@ from robustbench_bio.leaderboard.folders import Folders
 from robustbench_bio.leaderboard.remeasure import remeasure
 from robustbench_bio.records.entry import Entry, Measured
 from robustbench_bio.zoo import catalog
+from robustbench_bio.zoo.loading import DataSource
 
 #: What is asked of each network.
 CLEAN, WORST = "clean", "worst case"
@@ -46,7 +47,6 @@ class Pair:
     """The same examples before and after a change.
 
     Attributes:
-        model: network.
         question: `CLEAN` or `WORST`.
         before: which examples were robust in the baseline.
         after: which are now.
@@ -63,7 +63,6 @@ class Change:
     """What became of one network in one respect.
 
     Attributes:
-        pair: the outcomes.
         p: one-sided exact McNemar p for "was robust more often before", after Holm's correction over all tests.
         regression: whether the drop is significant and notable.
     """
@@ -106,7 +105,6 @@ class Comparison:
 
     Attributes:
         changes: two for each network.
-        limits: what counts as a regression.
         left_out: network → why it was not compared.
     """
 
@@ -153,7 +151,6 @@ class Part:
 
     Attributes:
         attacks: comma-separated patterns of attacks, of those at the board's radius.
-        n_examples: first so many examples.
         fraction: a random part of the examples, instead.
         seed: of that part.
     """
@@ -184,11 +181,11 @@ class Part:
         """
         ranking = [m for m in entry.measurements if m.spec.threat == entry.rank_by]
         patterns = [part.strip() for part in self.attacks.split(",")]
-        found = [m for m in ranking if any(fnmatchcase(m.spec.attack, pattern) for pattern in patterns)]
-        if not found:
+        chosen = [m for m in ranking if any(fnmatchcase(m.spec.attack, pattern) for pattern in patterns)]
+        if not chosen:
             known = sorted({m.spec.attack for m in ranking})
             raise UserError(unknown(f"attack of {entry.model}'s entry", self.attacks, known))
-        return found
+        return chosen
 
 
 def read_entries(folder: Path, models: str = "*") -> dict[str, Entry]:
@@ -207,33 +204,30 @@ def read_entries(folder: Path, models: str = "*") -> dict[str, Entry]:
 
 
 def paired(entry: Entry, net: nn.Module, part: Part, report: Callable[[str], None] = lambda _: None) -> list[Pair]:
-    """Measure a network again as an entry says and return the examples before and after.
+    """Measure a network again as an entry asks and return the examples before and after.
 
-    Args:
-        entry: of the baseline.
-        net: what is to stand in its place now, in eval mode.
-        part: what is compared.
-        report: called with the name of each measurement before it starts.
+    `net` is what is to stand in the entry's place now, in eval mode; `report` is called with the name of each
+    measurement before it starts.
 
     Raises:
         UserError: the data is not what the entry was measured on, or the network cannot be evaluated.
     """
     spec, subject = entry.measurements[0].spec, Subject(entry.model, net)
-    examples, rows = Slice.load(spec.dataset, entry.n), part.rows(entry.n)
+    examples, rows = Slice.load(DataSource(spec.dataset), entry.n), part.rows(entry.n)
     if examples.sha256 != spec.data_sha256:
         raise UserError(f"entry {entry.model} was measured on other examples of {spec.dataset}: renew the baseline")
     chosen = [one for one in part.measurements(entry) if one.spec.gradient.source != "rule" or subject.has_rules]
     if not chosen:
         raise UserError(f"expected an attack with the exact gradient on {entry.model}, which has no rules: got none")
-    columns: list[list[bool]] = []
+    robust: list[list[bool]] = []
     for measured in chosen:
         report(measured.spec.title)
         outcomes = remeasure(subject, measured.spec, examples, rows)
-        columns.append([outcome.robust for outcome in outcomes])
+        robust.append([outcome.robust for outcome in outcomes])
     before_clean, before = entry.measurements[0].clean_correct(), all_of(one.robust_correct() for one in chosen)
     return [
         Pair(entry.model, CLEAN, [before_clean[row] for row in rows], [outcome.clean for outcome in outcomes]),
-        Pair(entry.model, WORST, [before[row] for row in rows], all_of(columns)),
+        Pair(entry.model, WORST, [before[row] for row in rows], all_of(robust)),
     ]
 
 
@@ -248,13 +242,7 @@ def against_checkout(
 ) -> Comparison:
     """Measure the networks of the zoo again and compare them with a baseline's entries.
 
-    Args:
-        baseline: folder of entries.
-        folders: where the networks are now.
-        models: which entries, by comma-separated patterns.
-        part: what is compared, by default everything that ranks.
-        limits: what counts as a regression.
-        progress: called with networks done, their number, and what runs now.
+    `models` are comma-separated patterns. Compared is by default everything that ranks.
     """
     part, limits = part or Part(), limits or Limits()
     entries = read_entries(baseline, models)

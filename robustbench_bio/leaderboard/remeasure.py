@@ -1,4 +1,4 @@
-"""Measuring again what an entry claims, on some of its examples, and telling lies from rounding."""
+"""Measuring again what an entry states, on some of its examples, and telling lies from rounding."""
 
 import base64
 import math
@@ -14,13 +14,12 @@ from robustbench_bio.attacks.access.surrogate import followed
 from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.evaluation.judge import checked_logits
 from robustbench_bio.evaluation.measure import measure
-from robustbench_bio.evaluation.plan import Measurement, Settings, Slice, Subject, job
-from robustbench_bio.nets import cost
+from robustbench_bio.evaluation.plan import Measurement, Settings, Slice, Subject, prepare
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.entry import Gallery, Measured
 from robustbench_bio.records.result import EvalSpec
 from robustbench_bio.records.threat import Threat
-from robustbench_bio.rules import RuleSet
+from robustbench_bio.zoo.facts import network_cost
 
 #: Values are moved by at most this before an attack is repeated: some units in the last place of values near 1.
 NUDGE = 1e-6
@@ -54,12 +53,8 @@ def remeasure(subject: Subject, spec: EvalSpec, examples: Slice, rows: Sequence[
 
     Each example draws from its own stream, so that it has the outcome here that it had among all.
 
-    Args:
-        subject: the network, on the CPU.
-        spec: what is asked; its network and number of examples do not matter.
-        examples: the board's.
-        rows: places among the examples.
-        nudge: 0 for the examples as they are; k for the kth way to move their values by up to `NUDGE`.
+    `subject` is on the CPU; the network and the number of examples in `spec` do not matter. `nudge` is 0 for the
+    examples as they are, k for the kth way to move their values by up to `NUDGE`.
     """
     part = examples.rows(rows)
     if nudge:
@@ -68,7 +63,7 @@ def remeasure(subject: Subject, spec: EvalSpec, examples: Slice, rows: Sequence[
         part = replace(part, x=(part.x + NUDGE * shift).clamp(0, 1))
     asked = Measurement(spec.attack, spec.threat, spec.gradient, dict(spec.params))
     settings = Settings(spec.seed, precision=spec.precision)
-    outcomes = measure(job(subject, asked, part, settings), part, settings).outcomes_record
+    outcomes = measure(prepare(subject, asked, part, settings)).outcomes_record
     return [Outcome(*pair) for pair in zip(outcomes.clean_correct(), outcomes.robust_correct(), strict=True)]
 
 
@@ -78,8 +73,6 @@ class Difference:
 
     Attributes:
         row: its place among the board's examples.
-        claimed: what the entry says.
-        measured: what came of the same attack.
         within_tolerance: whether the claimed outcome came in one of the repetitions: rounding or the draws' luck
             decides it.
     """
@@ -91,15 +84,15 @@ class Difference:
 
 
 def differences(subject: Subject, measured: Measured, examples: Slice, rows: Sequence[int]) -> list[Difference]:
-    """Measure some examples of a claim again and return those that differ.
+    """Measure some examples of an entry again and return those that differ.
 
     Processors add up floats in different orders, and an attack of many steps magnifies that, so an honest outcome can
     differ on another machine. Mostly values moved by rounding's size show it; but flat regions of an image make ties,
     in max pools above all, which one kernel always breaks in one way and another in another: other draws show that.
     """
-    claims = [Outcome(*pair) for pair in zip(measured.clean_correct(), measured.robust_correct(), strict=True)]
+    claimed = [Outcome(*pair) for pair in zip(measured.clean_correct(), measured.robust_correct(), strict=True)]
     again = dict(zip(rows, remeasure(subject, measured.spec, examples, rows), strict=True))
-    doubtful = [row for row in rows if again[row] != claims[row]]
+    doubtful = [row for row in rows if again[row] != claimed[row]]
     tolerated: set[int] = set()
     spec = measured.spec
     moved = [(spec, nudge) for nudge in range(1, REPEATS + 1)]
@@ -109,8 +102,8 @@ def differences(subject: Subject, measured: Measured, examples: Slice, rows: Seq
         if not left:
             break
         outcomes = remeasure(subject, asked, examples, left, nudge)
-        tolerated |= {row for row, outcome in zip(left, outcomes, strict=True) if outcome == claims[row]}
-    return [Difference(row, claims[row], again[row], row in tolerated) for row in doubtful]
+        tolerated |= {row for row, outcome in zip(left, outcomes, strict=True) if outcome == claimed[row]}
+    return [Difference(row, claimed[row], again[row], row in tolerated) for row in doubtful]
 
 
 def certain_answers(net: nn.Module, data: Slice) -> list[bool | None]:
@@ -155,25 +148,25 @@ def gallery(net: nn.Module, data: Slice, threat: Threat, seed: int, n: int = 8) 
     )
 
 
-def gallery_faults(net: nn.Module, found: Gallery, data: Slice, threat: Threat) -> list[str]:
+def gallery_faults(net: nn.Module, kept: Gallery, data: Slice, threat: Threat) -> list[str]:
     """Return what is wrong with a gallery: other images or labels, too large a perturbation, other answers."""
-    if not found.ids:
+    if not kept.ids:
         return []
-    if not set(found.ids) <= set(data.ids) or found.eps != threat.eps:
+    if not set(kept.ids) <= set(data.ids) or kept.eps != threat.eps:
         return ["gallery: expected examples of the board at its radius"]
-    index = torch.tensor([data.ids.index(i) for i in found.ids], dtype=torch.long)
+    index = torch.tensor([data.ids.index(i) for i in kept.ids], dtype=torch.long)
     x, y = data.x[index], data.y[index]
-    if _packed((x * 255).round().to(torch.uint8)) != found.x or y.tolist() != found.labels:
+    if _packed((x * 255).round().to(torch.uint8)) != kept.x or y.tolist() != kept.labels:
         return ["gallery: images or labels are not those of the data set"]
-    raw = bytearray(base64.b64decode(found.delta))
+    raw = bytearray(base64.b64decode(kept.delta))
     delta = torch.frombuffer(raw, dtype=torch.int8).view(x.shape)
     shown = _shown(x, delta, threat.eps)
     if not threat.contains(x, shown).all():
         return ["gallery: a perturbation leaves the threat model"]
     logits = checked_logits(net, shown, y)
-    if not all(0 <= answer < logits.shape[1] for answer in found.predictions):
+    if not all(0 <= answer < logits.shape[1] for answer in kept.predictions):
         return ["gallery: a prediction is no class"]
-    named = logits[torch.arange(len(y)), torch.tensor(found.predictions, dtype=torch.long)]
+    named = logits[torch.arange(len(y)), torch.tensor(kept.predictions, dtype=torch.long)]
     slack = SLACK * (logits.std().item() + 1e-6)
     wrong = int((logits.amax(1) - named > slack).sum())
     return [f"gallery: {wrong} predictions are not the network's"] if wrong else []
@@ -188,20 +181,15 @@ def _packed(values: Tensor) -> str:
 
 
 def facts_of(net: Net) -> dict[str, float | str]:
-    """Return what a network costs and who teaches it, as `biorobust show` gives it; numbers in the unit of their name.
-
-    Energy and feedback memory are estimates: see `nets.measure`.
-    """
-    assert isinstance(net.rules, RuleSet)  # noqa: S101
-    shares = cost.shares(net, net.rules.assignment, net.inputs.shape)
-    parameters, macs = cost.parameters(net), sum(share.macs for share in shares.values())
-    found: dict[str, float | str] = {
-        "parameters": float(parameters),
-        "MACs per example": float(macs),
-        "picojoules per inference": round(cost.energy_picojoules(macs), 1),
-        "bytes of feedback": float(cost.feedback_bytes(net.rules)),
+    """Return what a network costs and who teaches it, as entries keep it; numbers in the unit of their name."""
+    costs = network_cost(net)
+    facts: dict[str, float | str] = {
+        "parameters": float(costs.parameters),
+        "MACs per example": float(costs.macs),
+        "picojoules per inference": costs.picojoules,
+        "bytes of feedback": float(costs.feedback_bytes),
     }
-    return found | {f"percent of weights under {rule}": 100 * s.weights / parameters for rule, s in shares.items()}
+    return facts | {f"percent of weights under {rule}": share for rule, share in costs.percent_of_weights().items()}
 
 
 def same_facts(one: dict[str, float | str], other: dict[str, float | str]) -> bool:
@@ -209,8 +197,8 @@ def same_facts(one: dict[str, float | str], other: dict[str, float | str]) -> bo
     if one.keys() != other.keys():
         return False
     return all(
-        math.isclose(value, there, rel_tol=1e-6)
-        if isinstance(value, float) and isinstance(there := other[name], float)
+        math.isclose(value, other_value, rel_tol=1e-6)
+        if isinstance(value, float) and isinstance(other_value := other[name], float)
         else value == other[name]
         for name, value in one.items()
     )

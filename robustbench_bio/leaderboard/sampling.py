@@ -23,7 +23,6 @@ class Remeasurement(NamedTuple):
     """Some outcomes of one entry that are measured again, or its diagnosis.
 
     Attributes:
-        file: the entry.
         place: which of its measurements, or `DIAGNOSIS`.
         rows: places of the examples.
     """
@@ -36,14 +35,9 @@ class Remeasurement(NamedTuple):
 def sample(entries: dict[Path, Entry], fraction: float, rng: random.Random) -> list[Remeasurement]:
     """Return what to measure again: `fraction` of the outcomes, each entry at least once.
 
-    Outcomes of one measurement have the same chance in all entries. Between measurements it falls with the root of the
+    Outcomes of one measurement have the same chance in all entries. Between measurements it shrinks by the root of the
     cost, which for a given time finds the most (Neyman's allocation): AutoAttack costs hundreds of PGDs, and with the
     same chance for all would take nearly all of the time for a few of the outcomes.
-
-    Args:
-        entries: by file.
-        fraction: of the outcomes; 1 is all of them.
-        rng: what draws.
     """
     files = sorted(entries)
     rng.shuffle(files)

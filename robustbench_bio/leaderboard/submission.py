@@ -28,7 +28,7 @@ MAX_NUMBER, MAX_LIST = 4096, 64
 
 
 @dataclass(frozen=True)
-class Order:
+class SubmissionOptions:
     """What a submission brings besides cards.
 
     Attributes:
@@ -45,7 +45,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CheckedNetwork:
     """A network that was checked and is to be measured.
 
     Attributes:
@@ -63,44 +63,46 @@ class Candidate:
     own_cells: bool = False
 
 
-def from_zoo(model: str, board: Board, folders: Folders, order: Order, progress: Progress) -> Candidate:
-    """Return a network that the zoo holds, trained first if it has no weights and the order says so."""
+def from_zoo(
+    model: str, board: Board, folders: Folders, options: SubmissionOptions, progress: Progress
+) -> CheckedNetwork:
+    """Return a network that the zoo holds, trained first if it has no weights and the options say so."""
     card = folders.card(model)
     if card is None:
         raise UserError(f"no card {model}.toml in {folders.models}")
     entry = folders.trained(card, board.dataset)
-    if entry.weights is None and order.train:
-        return from_file(folders.models / f"{model}.toml", board, folders, order, progress)
+    if entry.weights is None and options.train:
+        return from_file(folders.models / f"{model}.toml", board, folders, options, progress)
     net = folders.network(card, board.dataset)
-    return Candidate(card, net, folders.cells(card, board.dataset))
+    return CheckedNetwork(card, net, folders.genotype(card, board.dataset))
 
 
-def from_file(path: Path, board: Board, folders: Folders, order: Order, progress: Progress) -> Candidate:
+def from_file(
+    path: Path, board: Board, folders: Folders, options: SubmissionOptions, progress: Progress
+) -> CheckedNetwork:
     """Check a card file, its cells and its weights, none of which may be trusted."""
     card = _read_card(path)
     entry = folders.trained(card, board.dataset)
-    cells, own = _read_cells(card, entry, path, folders, order.genotype)
-    if own and cells is not None:
-        (card, entry), before = _renamed(card, entry, cells.name), (card, entry)
+    cells, cells_file = _read_cells(card, entry, path, folders, options.genotype)
+    if cells is not None and cells_file is not None:
+        card, entry = _renamed(card, entry, cells.name)
         _name_is_free(cells, folders)
-    else:
-        before = card, entry
     _affordable(card, entry, board, cells)
-    weights = order.weights or path.parent / (entry.weights or "")
-    if order.weights is None and entry.weights is None:
-        if not order.train:
+    weights = options.weights or path.parent / (entry.weights or "")
+    if options.weights is None and entry.weights is None:
+        if not options.train:
             raise UserError(f"card {card.id}: expected weights for {board.dataset}, got none: name them with "
                             "--weights, or train them with --train")  # fmt: skip
-        place = order.genotype or path.parent / str({**before[0].net, **before[1].net}.get("genotype"))
-        weights, entry = _trained(card, entry, board, place if own else None, progress)
+        weights, entry = _trained(card, entry, board, cells_file, progress)
     net = zoo.network(card, entry, open_dataset(board.dataset), cells)
     _file(weights)
-    found = file_hash(weights)
-    zoo.load_weights(net, weights, entry.weights_sha256 or found)
-    named = {"weights": f"{card.id}-{board.dataset}.safetensors", "weights_sha256": found}
+    weights_sha256 = file_hash(weights)
+    zoo.load_weights(net, weights, entry.weights_sha256 or weights_sha256)
+    named = {"weights": f"{card.id}-{board.dataset}.safetensors", "weights_sha256": weights_sha256}
     entry = entry.model_copy(update=named)
     card = card.model_copy(update={"datasets": {board.dataset: entry}})
-    return Candidate(_joined(card, board, folders, order.replace), net.eval(), cells, weights, own)
+    card = _joined(card, board, folders, options.replace)
+    return CheckedNetwork(card, net.eval(), cells, weights, own_cells=cells_file is not None)
 
 
 def _read_card(path: Path) -> ModelCard:
@@ -128,26 +130,26 @@ def _printable(where: str, text: str) -> None:
 
 def _read_cells(
     card: ModelCard, entry: TrainedNet, path: Path, folders: Folders, given: Path | None
-) -> tuple[AnyGenotype | None, bool]:
-    """Return the cells or motifs of a submitted card, and whether the zoo lacks them."""
+) -> tuple[AnyGenotype | None, Path | None]:
+    """Return the cells or motifs of a submitted card, and their file; None for the file where the zoo has them."""
     name = {**card.net, **entry.net}.get("genotype")
     if given is None and name is None:
-        return None, False
+        return None, None
     if given is None and not str(name).endswith(".toml"):
-        return folders.genotype(str(name)), False
+        return catalog.any_genotype(str(name), folders.models), None
     if given is None and Path(str(name)).name != str(name):
         raise UserError(f"card {card.id}: field 'net.genotype': expected a name or a file beside the card, "
                         f"got {str(name)[:80]!r}: name the file with --genotype")  # fmt: skip
     file = given or path.parent / str(name)
     _file(file)
-    found = read_genotype(file)
-    _printable(f"genotype {found.name}", found.source)
-    return found, True
+    genotype = read_genotype(file)
+    _printable(f"genotype {genotype.name}", genotype.source)
+    return genotype, file
 
 
 def _name_is_free(cells: AnyGenotype, folders: Folders) -> None:
     taken = {file.stem for file in (folders.models / "genotypes").glob("*.toml")} | {*catalog.genotype_names()}
-    if cells.name in taken and _wiring(folders.genotype(cells.name)) != _wiring(cells):
+    if cells.name in taken and _wiring(catalog.any_genotype(cells.name, folders.models)) != _wiring(cells):
         raise UserError(f"genotype {cells.name!r} is in the zoo already, as another one: rename it in its file")
 
 
@@ -190,7 +192,7 @@ def _file(path: Path) -> None:
 def _trained(
     card: ModelCard, entry: TrainedNet, board: Board, genotype: Path | None, progress: Progress
 ) -> tuple[Path, TrainedNet]:
-    """Follow the recipe of a card and return the weights' file and what the training says."""
+    """Follow the recipe of a card and return the weights' file and what the training tells."""
     if genotype is not None:
         card, entry = _renamed(card, entry, str(genotype.resolve()))
     card = card.model_copy(update={"datasets": {board.dataset: entry}})
@@ -207,8 +209,8 @@ def _joined(card: ModelCard, board: Board, folders: Folders, replace: bool) -> M
     if old is None:
         return card
     same = (old.rule, old.rule_options, old.net) == (card.rule, card.rule_options, card.net)
-    there, own = old.datasets.get(board.dataset), card.datasets[board.dataset]
-    kept = there is None or there.weights is None or there.weights_sha256 == own.weights_sha256
+    present, own = old.datasets.get(board.dataset), card.datasets[board.dataset]
+    kept = present is None or present.weights is None or present.weights_sha256 == own.weights_sha256
     if not (same and kept) and not replace:
         raise UserError(f"model {card.id} is in the zoo already, as another network: rename the card, "
                         "or put it in that one's place with --replace")  # fmt: skip

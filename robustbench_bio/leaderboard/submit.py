@@ -12,11 +12,11 @@ from robustbench_bio.core.files import default_home, write_atomically
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.diagnosis.assess import Assessment, assess
 from robustbench_bio.evaluation.plan import Slice, Subject
-from robustbench_bio.evaluation.planning import pick_device
+from robustbench_bio.evaluation.planning import models_like, pick_device
 from robustbench_bio.evaluation.store import Store
 from robustbench_bio.leaderboard.folders import Folders, measurements_of, plan_of
 from robustbench_bio.leaderboard.remeasure import facts_of, gallery
-from robustbench_bio.leaderboard.submission import Candidate, Order, from_file, from_zoo
+from robustbench_bio.leaderboard.submission import CheckedNetwork, SubmissionOptions, from_file, from_zoo
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard
@@ -25,6 +25,7 @@ from robustbench_bio.records.entry import Entry, Finding, Measured, scored
 from robustbench_bio.records.motifs import AnyGenotype
 from robustbench_bio.records.result import Provenance
 from robustbench_bio.zoo import catalog
+from robustbench_bio.zoo.loading import DataSource
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def submit(
     models: Sequence[str],
     board_name: str,
     folders: Folders,
-    order: Order | None = None,
+    options: SubmissionOptions | None = None,
     *,
     out: Path | None = None,
     device: str = "auto",
@@ -49,30 +50,23 @@ def submit(
 
     All networks are checked before the first attack. Of a network nothing is written before all of it is measured.
 
-    Args:
-        models: paths of cards that end in .toml; ids of the zoo and patterns with *.
-        board_name: which board.
-        folders: zoo and boards that are written to.
-        order: what comes with the cards.
-        out: folder of results.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        progress: called with examples done, their total and what runs now.
+    `models` are paths of cards that end in .toml, ids of the zoo, and patterns with *.
 
     Raises:
         UserError: unknown names, a card, genotype or weights that are not what they should be.
     """
-    order, board, where = order or Order(), folders.board(board_name), pick_device(device)
+    options, board, where = options or SubmissionOptions(), folders.board(board_name), pick_device(device)
     measurements_of(board)  # complains now of a preset that does not fit
     paths = [model for model in models if model.endswith(".toml")]
     ids = [model for model in models if not model.endswith(".toml")]
-    if len(paths) + len(ids) != 1 and (order.weights or order.genotype):
+    if len(paths) + len(ids) != 1 and (options.weights or options.genotype):
         raise UserError(f"expected one card with --weights or --genotype, got {len(models)}: submit them one by one")
-    known = folders.models_like(",".join(ids)) if ids else []
-    if order.weights and not (paths or order.train):
+    known = models_like(",".join(ids), catalog.model_ids(folders.models)) if ids else []
+    if options.weights and not (paths or options.train):
         raise UserError("expected a card's path with --weights, got an id: the zoo has its weights")
     store = Store(out or default_home() / "results")
-    candidates = [from_file(Path(path), board, folders, order, progress) for path in paths]
-    candidates += [from_zoo(model, board, folders, order, progress) for model in known]
+    candidates = [from_file(Path(path), board, folders, options, progress) for path in paths]
+    candidates += [from_zoo(model, board, folders, options, progress) for model in known]
     if not candidates:
         raise UserError("expected a card or a model to submit, got none")
     subjects = [Subject(candidate.card.id, candidate.net.to(where)) for candidate in candidates]
@@ -87,15 +81,7 @@ def submit(
 
 
 def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, assessment: Assessment, board: Board) -> Entry:
-    """Return the entry of a network that was measured.
-
-    Args:
-        card: as the zoo holds it.
-        net: on the CPU.
-        cells: its genotype, of cells or of motifs.
-        assessment: its measurements and diagnosis.
-        board: what asked for them.
-    """
+    """Return the entry of a network that was measured."""
     measurements = [Measured.of(result) for result in assessment.measured]
     own = card.model_copy(update={"datasets": {board.dataset: card.datasets[board.dataset]}})
     sources = [result.provenance for result in assessment.measured]
@@ -112,7 +98,7 @@ def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, assessment: A
         weights_sha256=weights_sha256,
         measurements=measurements,
         finding=None if diagnosis is None else finding_of(diagnosis),
-        gallery=gallery(net, Slice.load(board.dataset, board.n_examples), board.rank_by, board.seed),
+        gallery=gallery(net, Slice.load(DataSource(board.dataset), board.n_examples), board.rank_by, board.seed),
         facts=facts_of(net),
         rank_by=board.rank_by,
         scores=scored(measurements, board.rank_by),
@@ -137,7 +123,7 @@ def entry_text(entry: Entry) -> str:
     return json.dumps(entry.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
 
-def _write(entry: Entry, found: Candidate, board: Board, folders: Folders) -> list[Path]:
+def _write(entry: Entry, network: CheckedNetwork, board: Board, folders: Folders) -> list[Path]:
     paths: list[Path] = []
 
     def put(path: Path, data: bytes) -> None:
@@ -147,14 +133,14 @@ def _write(entry: Entry, found: Candidate, board: Board, folders: Folders) -> li
     text = entry_text(entry).encode()
     if len(text) > catalog.MAX_ENTRY:
         raise UserError(f"expected an entry of at most {catalog.MAX_ENTRY:,} bytes, got {len(text):,}: fewer examples")
-    if found.weights is not None:
-        data = found.weights.read_bytes()
+    if network.weights is not None:
+        data = network.weights.read_bytes()
         if hashlib.sha256(data).hexdigest() != entry.weights_sha256:
-            raise UserError(f"{found.weights} changed while it was measured: submit it again")
-        put(folders.weights(found.card, board.dataset), data)
-        if found.own_cells and found.cells is not None:
-            put(folders.models / "genotypes" / f"{found.cells.name}.toml", found.cells.to_toml().encode())
-        put(folders.models / f"{found.card.id}.toml", found.card.to_toml().encode())
+            raise UserError(f"{network.weights} changed while it was measured: submit it again")
+        put(folders.weights(network.card, board.dataset), data)
+        if network.own_cells and network.cells is not None:
+            put(folders.models / "genotypes" / f"{network.cells.name}.toml", network.cells.to_toml().encode())
+        put(folders.models / f"{network.card.id}.toml", network.card.to_toml().encode())
     put(folders.entry_path(board.name, entry.model), text)
     return paths
 

@@ -15,11 +15,10 @@ import torch
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress, silent
-from robustbench_bio.diagnosis.assess import probed, probed_gradient
+from robustbench_bio.diagnosis.assess import probed
 from robustbench_bio.diagnosis.comparisons import contradictions
-from robustbench_bio.diagnosis.probe import probe
 from robustbench_bio.evaluation.plan import Plan, Subject
-from robustbench_bio.leaderboard.entry_checks import checked, subject_of
+from robustbench_bio.leaderboard.entry_checks import check_entry, subject_of
 from robustbench_bio.leaderboard.folders import Folders, plan_of
 from robustbench_bio.leaderboard.remeasure import differences
 from robustbench_bio.leaderboard.sampling import DIAGNOSIS, Remeasurement, sample, workloads
@@ -40,7 +39,6 @@ class Remeasured:
     """What came of measuring a part of an entry again.
 
     Attributes:
-        part: what was measured again.
         faults: lines on what does not hold.
         within_tolerance: lines on what differs, but may.
     """
@@ -51,18 +49,16 @@ class Remeasured:
 
 
 @dataclass
-class Report:
-    """What was found on one board.
+class Verification:
+    """What a verification of one board came to.
 
     Attributes:
-        board: its name.
         entries: files that were looked at.
-        outcomes: outcomes that these claim.
+        outcomes: outcomes that these hold.
         again: of these, measured again.
         diagnoses: verdicts that were found again.
         faults: entry → what does not hold.
         within_tolerance: entry → outcomes that differ here, but are within tolerance.
-        seconds: that it took.
     """
 
     board: str
@@ -76,7 +72,7 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was found."""
+        """Whether no fault was noted."""
         return not self.faults
 
     def add(self, remeasured: Remeasured) -> None:
@@ -84,8 +80,7 @@ class Report:
         part = remeasured.part
         self.again += len(part.rows)
         self.diagnoses += part.place == DIAGNOSIS
-        columns = ((self.faults, remeasured.faults), (self.within_tolerance, remeasured.within_tolerance))
-        for kept, noted in columns:
+        for kept, noted in ((self.faults, remeasured.faults), (self.within_tolerance, remeasured.within_tolerance)):
             if noted:
                 kept.setdefault(part.file.stem, []).extend(noted)
 
@@ -103,7 +98,7 @@ def verify(
     seed: int = 0,
     jobs: int = 1,
     progress: Progress = silent,
-) -> Report:
+) -> Verification:
     """Check every entry of a board, and measure a random part of its outcomes again.
 
     Always checked, for every entry: the file's form and name, scores against outcomes, the card, its weights and its
@@ -114,25 +109,19 @@ def verify(
     the costlier its attack (`sampling.sample`). One that differs is a fault unless rounding or the draws' luck decides
     it (`remeasure.differences`); more than `TOLERATED` of those are a fault, too.
 
-    Args:
-        board: which board.
-        folders: zoo and boards.
-        models: entries, by comma-separated patterns.
-        fraction: of the outcomes, in (0, 1]; 1 proves every one.
-        seed: of the sample.
-        jobs: processes.
-        progress: called with parts done, their total and the last one.
+    `models` are comma-separated patterns, and `fraction` lies in (0, 1]: 1 proves every outcome. `progress` is called
+    with parts done, their total and the last one.
 
     Raises:
         UserError: a fraction out of range, no such entry, data that is not here.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"expected a fraction in (0, 1], got {fraction:g}")
-    started, report = time.perf_counter(), Report(board.name)
+    started, report = time.perf_counter(), Verification(board.name)
     files = folders.entry_files(board.name, models)
     plan = plan_of(board, ())
     with _workers(min(jobs, len(files))) as spread:
-        sound = _sound(spread(partial(checked, board=board, plan=plan, folders=folders), files), report)
+        sound = _sound(spread(partial(check_entry, board=board, plan=plan, folders=folders), files), report)
         parts = sample(sound, fraction, random.Random(f"{seed}|{board.name}"))  # noqa: S311
         done = 0
         for _, finished in spread(partial(remeasured, board, plan, folders), workloads(parts, sound)):
@@ -145,7 +134,7 @@ def verify(
     return report
 
 
-def _sound(checks: Iterator[tuple[Path, tuple[Entry | None, list[str]]]], report: Report) -> dict[Path, Entry]:
+def _sound(checks: Iterator[tuple[Path, tuple[Entry | None, list[str]]]], report: Verification) -> dict[Path, Entry]:
     """Return the entries that hold as far as the entry checks go, and report the others."""
     sound: dict[Path, Entry] = {}
     for file, (entry, faults) in checks:
@@ -158,8 +147,8 @@ def _sound(checks: Iterator[tuple[Path, tuple[Entry | None, list[str]]]], report
     return sound
 
 
-def _count_tolerated(report: Report, parts: Sequence[Remeasurement]) -> None:
-    """Report entries of which more outcomes differ than rounding and luck explain."""
+def _count_tolerated(report: Verification, parts: Sequence[Remeasurement]) -> None:
+    """Verification entries of which more outcomes differ than rounding and luck explain."""
     for name, noted in report.within_tolerance.items():
         again = sum(len(part.rows) for part in parts if part.file.stem == name)
         if len(noted) > max(FEWEST_TOLERATED, TOLERATED * again):
@@ -214,27 +203,10 @@ def _remeasured(board: Board, entry: Entry, subject: Subject, plan: Plan, part: 
 
 
 def verdict_faults(entry: Entry, subject: Subject, board: Board, plan: Plan) -> list[str]:
-    """Diagnose a network again and return what its entry's verdict says otherwise."""
-    diagnosis = probe(
-        subject,
-        plan.examples,
-        probed(plan, board.rank_by),
-        probed_gradient(plan, subject),
-        seed=board.seed,
-        n_examples=catalog.preset(board.preset).probe_examples,
-    )
+    """Diagnose a network again and return what contradicts its entry's verdict."""
+    diagnosis = probed(plan, subject, board.rank_by, catalog.preset(board.preset).probe_examples)
     if diagnosis is None or entry.finding is None:
         return []
     verdict = diagnosis.joined(contradictions([measured.result() for measured in entry.measurements])).verdict
     claimed = entry.finding.verdict
     return [] if verdict == claimed else [f"finding: claimed {claimed}, diagnosed again it is {verdict}"]
-
-
-def lines(report: Report) -> list[str]:
-    """Return what a person wants to know of a report."""
-    notes = [f"{name}: {line}" for name, faults in report.faults.items() for line in faults]
-    notes += [f"{name}: rounding or luck decides: {line}" for name, tolerated in report.within_tolerance.items()
-              for line in tolerated]  # fmt: skip
-    state = "holds" if report.holds else f"does not hold: {len(report.faults)} entries with faults"
-    part = f"{report.again:,} of {report.outcomes:,} outcomes and {report.diagnoses} verdicts measured again"
-    return [*notes, f"{report.board}: {report.entries} entries, {part}, {report.seconds:.0f} s: {state}"]

@@ -52,6 +52,9 @@ SUFFIXES = Registry(
     known={"usf": "u", "brsf": "br", "frsf": "fr", "fa": "fa", "bp": "bp"},
 )
 
+#: What `random:SEED` on a card draws from: the rules of the BioNAS search space.
+RANDOM_RULES = ("usf", "brsf", "frsf", "fa")
+
 #: BioNAS abbreviates two rules differently on skips; the long forms are understood there too.
 SKIP_SUFFIXES = {"brsf": "b", "frsf": "f"}
 

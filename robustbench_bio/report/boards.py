@@ -1,17 +1,15 @@
 """A board as text: table, CSV, Markdown, LaTeX, JSON document."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
+from robustbench_bio.core.files import csv_text
 from robustbench_bio.leaderboard.ranking import LEVEL, RankedEntry
 from robustbench_bio.records.board import Board
-from robustbench_bio.report.tables import percent
+from robustbench_bio.report.tables import NONE, bounds, compact_table, markdown_row, percent
 
 #: What LaTeX would read as something else.
 _LATEX = {
@@ -40,11 +38,7 @@ def document(board: Board, rows: Sequence[RankedEntry]) -> dict[str, Any]:
         "rows": [
             {
                 "rank": [row.best, row.worst],
-                "model": row.entry.model,
-                "title": row.entry.card.title,
-                "rules": rule_shares(row),
-                "clean_accuracy": row.entry.scores.clean_accuracy,
-                "worst_case": row.entry.scores.worst_case,
+                **_shares(row),
                 "ci95": list(row.entry.scores.ci95),
                 "verdict": None if row.entry.finding is None else row.entry.finding.verdict,
                 "n": row.entry.n,
@@ -54,77 +48,57 @@ def document(board: Board, rows: Sequence[RankedEntry]) -> dict[str, Any]:
     }
 
 
+def _shares(row: RankedEntry) -> dict[str, Any]:
+    """Return what an entry is and its accuracies, as fractions."""
+    return {
+        "model": row.entry.model,
+        "title": row.entry.card.title,
+        "rules": rule_shares(row),
+        "clean_accuracy": row.entry.scores.clean_accuracy,
+        "worst_case": row.entry.scores.worst_case,
+    }
+
+
 def table(board: Board, rows: Sequence[RankedEntry]) -> Table:
     """Return the board as a person reads it."""
-    shown = Table(
+    shown = compact_table(
         title=f"{board.title} (test, n = {board.n_examples})",
         caption=f"worst case over all attacks and gradients, Wilson 95 % interval; rows whose ranks overlap in a range "
         f"are not told apart by a paired test (exact McNemar, two-sided, {LEVEL:g})",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
     )
     for head in ("rank", "model", "clean %", f"worst case %, {board.rank_by}", "verdict"):
         shown.add_column(head, no_wrap=True, justify="left" if head in {"model", "verdict"} else "right")
     shown.add_column("rules", overflow="fold")
     for row in rows:
-        scores = row.entry.scores
-        shown.add_row(
-            row.rank, row.entry.model, percent(scores.clean_accuracy), _worst(row), _verdict(row), rule_shares(row)
-        )
+        rank, model, _, rules, clean, worst, verdict, _ = _values(row)
+        shown.add_row(rank, model, clean, worst, verdict, rules)
     return shown
 
 
 def as_csv(board: Board, rows: Sequence[RankedEntry]) -> str:
     """Return the board as CSV; accuracies are fractions."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "board",
-            "best_rank",
-            "worst_rank",
-            "model",
-            "title",
-            "rules",
-            "clean_accuracy",
-            "worst_case",
-            "ci_low",
-            "ci_high",
-            "verdict",
-            "n",
-        ]
-    )
-    for row in rows:
-        entry = row.entry
-        writer.writerow(
-            [
-                board.name,
-                row.best,
-                row.worst,
-                entry.model,
-                _no_formula(entry.card.title),
-                _no_formula(rule_shares(row)),
-                entry.scores.clean_accuracy,
-                entry.scores.worst_case,
-                *entry.scores.ci95,
-                _verdict(row),
-                entry.n,
-            ]
-        )
-    return text.getvalue()
+    names = ["board", "best_rank", "worst_rank", "model", "title", "rules", "clean_accuracy", "worst_case"]
+    return csv_text([_csv_row(board, row) for row in rows], [*names, "ci_low", "ci_high", "verdict", "n"])
+
+
+def _csv_row(board: Board, row: RankedEntry) -> dict[str, Any]:
+    shares = _shares(row)
+    shares |= {name: _no_formula(shares[name]) for name in ("title", "rules")}
+    low, high = row.entry.scores.ci95
+    ranks = {"board": board.name, "best_rank": row.best, "worst_rank": row.worst}
+    return ranks | shares | {"ci_low": low, "ci_high": high, "verdict": _verdict(row), "n": row.entry.n}
 
 
 def markdown(board: Board, rows: Sequence[RankedEntry]) -> str:
     """Return the board as a Markdown table."""
-    lines = [_markdown(_heads(board)), _markdown(["--:", "---", "---", "---", "--:", "--:", "---", "--:"])]
-    for row in rows:
-        values = _values(row)
-        lines.append(
-            _markdown([re.sub(r"([\\`*_{}\[\]<>|#!~])", r"\\\1", " ".join(value.split())) for value in values])
-        )
+    lines = [markdown_row(_heads(board)), markdown_row(["--:", "---", "---", "---", "--:", "--:", "---", "--:"])]
+    lines += [markdown_row(map(_escaped, _values(row))) for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Return a text in one line that Markdown takes as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>|#!~])", r"\\\1", " ".join(text.split()))
 
 
 def latex(board: Board, rows: Sequence[RankedEntry]) -> str:
@@ -145,21 +119,16 @@ def _values(row: RankedEntry) -> list[str]:
 
 
 def _worst(row: RankedEntry) -> str:
-    scores = row.entry.scores
-    return f"{percent(scores.worst_case)} [{percent(scores.ci95[0])}, {percent(scores.ci95[1])}]"
+    return f"{percent(row.entry.scores.worst_case)} {bounds(row.entry.scores.ci95)}"
 
 
 def _verdict(row: RankedEntry) -> str:
-    return "–" if row.entry.finding is None else row.entry.finding.verdict
+    return NONE if row.entry.finding is None else row.entry.finding.verdict
 
 
 def _no_formula(text: str) -> str:
     """Return a text that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
-
-
-def _markdown(values: Sequence[str]) -> str:
-    return f"| {' | '.join(values)} |"
 
 
 def _latex(values: Sequence[str]) -> str:

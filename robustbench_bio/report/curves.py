@@ -11,12 +11,13 @@ from robustbench_bio.records.result import Result
 from robustbench_bio.report.figures import new_figure
 from robustbench_bio.report.palette import SERIES
 
+#: Panels side by side.
 PANELS_BESIDE = 3
 
 
 def curve_places(grid: GridResult) -> dict[str, dict[str, list[int]]]:
     """Return norm → name of an attack that has several radii → places of its measurements, by gradient and radius."""
-    found: dict[tuple[object, ...], list[int]] = {}
+    alike: dict[tuple[object, ...], list[int]] = {}
     for place, measurement in enumerate(grid.measurements):
         key = (
             measurement.threat.norm,
@@ -24,9 +25,9 @@ def curve_places(grid: GridResult) -> dict[str, dict[str, list[int]]]:
             "σ" in measurement.written,
             tuple(sorted(measurement.params.items())),
         )
-        found.setdefault(key, []).append(place)
+        alike.setdefault(key, []).append(place)
     named: dict[str, dict[str, list[int]]] = {}
-    for places in found.values():
+    for places in alike.values():
         measurements = [grid.measurements[place] for place in places]
         if len({measurement.threat.eps for measurement in measurements}) > 1:
             same_norm = named.setdefault(measurements[0].threat.norm, {})
@@ -46,14 +47,14 @@ def plot(grid: GridResult, norm: str, chosen: dict[str, list[int]]) -> Any:
     unit, label = (255, "eps (linf, in 255ths)") if norm == "linf" else (1, f"eps ({norm})")
     gradients = dict.fromkeys((EXACT, RULE, *(measurement.gradient for measurement in grid.measurements)))
     lines = [(name, gradient) for name in chosen for gradient in gradients]
-    for panel, row in zip(axes.flat, grid.networks, strict=False):
+    for panel, network in zip(axes.flat, grid.networks, strict=False):
         for colour, (name, gradient) in zip(itertools.cycle(SERIES), lines, strict=False):
-            same = [row.results[place] for place in chosen[name] if grid.measurements[place].gradient == gradient]
+            same = [network.results[place] for place in chosen[name] if grid.measurements[place].gradient == gradient]
             results = [result for result in same if result is not None]
             if results:
                 style = {EXACT: "-", RULE: "--"}.get(gradient, ":")
                 _draw(panel, results, unit, color=colour.light, linestyle=style, label=f"{name}, {gradient} gradient")
-        panel.set(title=row.model, xlabel=label, ylabel="robust accuracy (%)", ylim=(0, 100))
+        panel.set(title=network.model, xlabel=label, ylabel="robust accuracy (%)", ylim=(0, 100))
         panel.label_outer()
         panel.grid(alpha=0.3)
     for panel in axes.flat[len(grid.networks) :]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-from pathlib import Path
 from typing import Any
 
 from robustbench_bio.attacks import ATTACKS
@@ -15,7 +14,8 @@ from robustbench_bio.records.space import Space
 from robustbench_bio.rules import RULES
 from robustbench_bio.search.base import ENGINES
 from robustbench_bio.zoo import catalog
-from robustbench_bio.zoo.facts import DataFiles, model_facts
+from robustbench_bio.zoo.facts import model_facts
+from robustbench_bio.zoo.loading import DataSource
 
 
 def listing(kind: str) -> dict[str, str]:
@@ -39,30 +39,17 @@ def listing(kind: str) -> dict[str, str]:
             return {name: _purpose(cls) for name, cls in members.items()}
 
 
-def describe(
-    name: str,
-    dataset: str = "digits",
-    *,
-    data_root: Path | None = None,
-    data_file: Path | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+def describe(name: str, source: DataSource, progress: Progress | None = None) -> dict[str, Any]:
     """Return field → value for one thing, such as a model, attack, rule, data set, genotype, preset or board.
 
     Numbers are numbers, in the unit that the field or its key names. What a model's are: `zoo.facts.model_facts`.
-
-    Args:
-        name: of the thing.
-        dataset: which of a model's networks.
-        data_root: folder of downloaded data.
-        data_file: an .npz that stands in for the data set.
-        progress: called with steps done, their total and a text, while gradients are measured.
+    `source` tells which of a model's networks; `progress` is called while gradients are measured.
 
     Raises:
         UserError: nothing is called that.
     """
     if name.endswith(".toml") or name in catalog.model_ids():
-        model = model_facts(name, dataset, DataFiles(data_root, data_file), progress)
+        model = model_facts(name, source, progress)
         return model | ({"genotype of that name": _file_facts(name)} if name in catalog.genotype_names() else {})
     if name in ATTACKS:
         return _attack_facts(name)

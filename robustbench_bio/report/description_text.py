@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Group
 from rich.table import Table
 
+from robustbench_bio.report.tables import NONE, compact_table
 from robustbench_bio.zoo.facts import LAYERS
 
 #: With more layers of neurons than this a person reads the lowest and highest firing rate only.
@@ -96,7 +96,7 @@ def layer_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return one row per layer: how B lies to W, and the gradient that it learns from to the exact one."""
     notes = ["angles in degrees; dW: the gradient that the layer learns from against the exact one"]
     notes += dict.fromkeys(f"–: {reason}" for row in rows for reason in row["reasons"])
-    table = Table(caption="\n".join(notes), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = compact_table(caption="\n".join(notes))
     table.add_column("layer", overflow="fold")
     table.add_column("rule", no_wrap=True)
     for name in ("weights", "B to W", "‖B‖/‖W‖", "dW"):
@@ -108,11 +108,11 @@ def layer_table(rows: Sequence[dict[str, Any]]) -> Table:
             row["rule"],
             f"{row['weights']:,}",
             _degrees(row["angle"]),
-            "–" if ratio is None else f"{ratio:.2f}",
+            NONE if ratio is None else f"{ratio:.2f}",
             _degrees(row.get("gradient_angle")),
         )
     return table
 
 
 def _degrees(angle: float | None) -> str:
-    return "–" if angle is None else f"{angle:.1f}"
+    return NONE if angle is None else f"{angle:.1f}"

@@ -12,24 +12,13 @@ UNTOLD = "untold"
 
 
 def edge_rule(op: str, rule: str = "") -> str:
-    """Return the rule that owns an edge: `rule` if one is given, else the primitive's; "" where there are no weights.
-
-    Args:
-        op: name of a primitive.
-        rule: that a card gives to every edge instead.
-    """
+    """Return the rule that owns an edge: `rule` if given, else the primitive's; "" where there are no weights."""
     operation, own = parse_primitive(op)
     return (rule or own) if OPERATIONS.get(operation) else ""
 
 
 def cell(edges: Sequence[Edge], concat: Sequence[int], rule: str = "") -> Drawing:
-    """Return a cell: inputs left, nodes down a staircase, the output right; edges in their rule's style `r-…`.
-
-    Args:
-        edges: two for each node.
-        concat: states that make the output.
-        rule: that owns every edge with weights, if it is not the primitive's own.
-    """
+    """Return a cell: inputs left, nodes down a staircase, the output right; edges in their rule's style `r-…`."""
 
     def wire(edge: Edge) -> Wire:
         owner = edge_rule(edge.op, rule)
@@ -49,13 +38,7 @@ def both_cells(genotype: Genotype, rule: str = "") -> list[tuple[str, Drawing]]:
 
 
 def rule_keys(edges: Iterable[Edge], rule: str = "", untold: str = "") -> list[Key]:
-    """Return the legend of cells: every rule that owns an edge, then what has no weights.
-
-    Args:
-        edges: of the cells.
-        rule: as in `cell`.
-        untold: what the legend says of edges whose rule is not told.
-    """
+    """Return the legend of cells: every rule that owns an edge, then what has no weights."""
     owners = {edge_rule(edge.op, rule) for edge in edges}
     keys = [Key(f"r-{owner}", untold if owner == UNTOLD else owner) for owner in sorted(owners - {""})]
     return keys + ([Key("r-none", "without weights")] if "" in owners else [])

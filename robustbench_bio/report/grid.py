@@ -1,7 +1,5 @@
 """What a grid shows: table, JSON document and files."""
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,51 +10,50 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from robustbench_bio.core.files import write_atomically
-from robustbench_bio.core.stats import wilson
+from robustbench_bio.core.files import csv_text, write_atomically
 from robustbench_bio.diagnosis.assess import Assessment
 from robustbench_bio.diagnosis.grid import GridResult, shared_meter
 from robustbench_bio.evaluation.plan import Measurement
 from robustbench_bio.records.gradient import EXACT, RULE, Gradient
 from robustbench_bio.records.result import Result
-from robustbench_bio.records.threat import Threat
 from robustbench_bio.report.curves import curve_places, plot
 from robustbench_bio.report.figures import write_figure
-from robustbench_bio.report.tables import percent, with_interval
+from robustbench_bio.report.tables import (
+    NONE,
+    compact_table,
+    markdown_row,
+    percent,
+    result_document,
+    verdict_document,
+    with_interval,
+    worst_case_document,
+)
 
-#: Columns side by side, so that a table fits 80 characters.
-COLUMNS = 4
-
-#: What a missing number looks like.
-NONE = "–"
+#: Attacks side by side, so that a table fits 80 characters.
+ATTACKS_BESIDE = 4
 
 
 @dataclass(frozen=True)
-class _Column:
-    """Measurements that differ in nothing but the gradient."""
+class _Attack:
+    """An attack at one radius: measurements that differ in nothing but the gradient."""
 
     head: tuple[str, ...]
     places: dict[Gradient, int]
 
-    def value(self, row: Assessment, gradient: Gradient) -> Result | None:
+    def result(self, network: Assessment, gradient: Gradient) -> Result | None:
         place = self.places.get(gradient)
-        return None if place is None else row.results[place]
+        return None if place is None else network.results[place]
 
 
-def _columns(grid: GridResult) -> list[_Column]:
+def _attacks(grid: GridResult) -> list[_Attack]:
     places: dict[tuple[object, ...], dict[Gradient, int]] = {}
-    measurements: dict[tuple[object, ...], Measurement] = {}
     for place, measurement in enumerate(grid.measurements):
         places.setdefault(measurement.but_for_gradient(), {})[measurement.gradient] = place
-        measurements.setdefault(measurement.but_for_gradient(), measurement)
-    plain = {
-        key: (measurement.attack, measurement.threat.norm, _radius(measurement))
-        for key, measurement in measurements.items()
-    }
-    heads = list(plain.values())
+    firsts = [grid.measurements[min(of_attack.values())] for of_attack in places.values()]
+    heads = [(first.attack, first.threat.norm, _radius(first)) for first in firsts]
     return [
-        _Column((*plain[key], *(measurements[key].settings() if heads.count(plain[key]) > 1 else ())), places[key])
-        for key in places
+        _Attack((*head, *(first.settings() if heads.count(head) > 1 else ())), of_attack)
+        for head, first, of_attack in zip(heads, firsts, places.values(), strict=True)
     ]
 
 
@@ -64,68 +61,61 @@ def _radius(measurement: Measurement) -> str:
     return f"{measurement.written} px" if measurement.threat.norm == "l0" else measurement.written
 
 
-def _lines(grid: GridResult, row: Assessment) -> Iterator[tuple[str, list[str]]]:
-    """Yield for each gradient that the row was attacked with its name and the value of every column."""
-    columns = _columns(grid)
+def _lines(grid: GridResult, network: Assessment) -> Iterator[tuple[str, list[str]]]:
+    """Yield for each gradient that a network was attacked with its name and the robust accuracy under every attack."""
+    attacks = _attacks(grid)
     for gradient in dict.fromkeys((RULE, EXACT, *(measurement.gradient for measurement in grid.measurements))):
-        found = [column.value(row, gradient) for column in columns]
-        if any(result is not None for result in found):
-            yield str(gradient), [NONE if result is None else percent(result.robust_accuracy) for result in found]
+        results = [attack.result(network, gradient) for attack in attacks]
+        if any(result is not None for result in results):
+            yield str(gradient), [NONE if result is None else percent(result.robust_accuracy) for result in results]
             if grid.preset.robust_meter == "shared":
-                shown = [NONE if result is None else percent(shared_meter(result)) for result in found]
-                yield f"{gradient}, shared", shown
+                shared = [NONE if result is None else percent(shared_meter(result)) for result in results]
+                yield f"{gradient}, shared", shared
 
 
-def _worst(grid: GridResult, row: Assessment) -> str:
-    robust = row.robust[grid.headline]
+def _worst(grid: GridResult, network: Assessment) -> str:
+    robust = network.robust[grid.headline]
     return with_interval(sum(robust), len(robust))
 
 
-def _verdict(row: Assessment) -> str:
-    return NONE if row.diagnosis is None else row.diagnosis.verdict
+def _verdict(network: Assessment) -> str:
+    return NONE if network.diagnosis is None else network.diagnosis.verdict
 
 
-def _gap(grid: GridResult, row: Assessment) -> float | None:
+def _gap(grid: GridResult, network: Assessment) -> float | None:
     """Return the largest amount by which an attack through the rule leaves more than through the exact gradient."""
-    pairs = [(column.value(row, RULE), column.value(row, EXACT)) for column in _columns(grid)]
+    pairs = [(attack.result(network, RULE), attack.result(network, EXACT)) for attack in _attacks(grid)]
     return max((rule.robust_accuracy - exact.robust_accuracy for rule, exact in pairs if rule and exact), default=None)
 
 
 def table(grid: GridResult) -> Group:
     """Return the ranking, and below it the robust accuracy of every network in every measurement."""
-    ranking = Table(
+    ranking = compact_table(
         title=f"{grid.preset.title}: {grid.dataset} (test, n = {grid.n})",
         caption="worst case over all attacks and gradients, Wilson 95 % interval; gap = largest rule − exact",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),  # no narrower than this, no wider than a plain terminal
-        pad_edge=False,
-        show_edge=False,
     )
-    ranking.add_column("#", justify="right", no_wrap=True)
-    ranking.add_column("model", no_wrap=True)
-    for name in ("clean %", f"worst case %, {grid.headline}", "gap"):
-        ranking.add_column(name, justify="right", no_wrap=True)
-    ranking.add_column("verdict", no_wrap=True)
-    for row in grid.networks:
-        gap = _gap(grid, row)
-        shown = NONE if gap is None else f"{100 * gap:+.1f}"
-        ranking.add_row(str(row.rank), row.model, percent(row.clean_accuracy), _worst(grid, row), shown, _verdict(row))
-    columns = _columns(grid)
-    starts = range(0, len(columns), COLUMNS)
-    blocks = [_block(grid, columns[i : i + COLUMNS], i) for i in starts]
+    for name in ("#", "model", "clean %", f"worst case %, {grid.headline}", "gap", "verdict"):
+        ranking.add_column(name, justify="left" if name in {"model", "verdict"} else "right", no_wrap=True)
+    for network in grid.networks:
+        gap, clean = _gap(grid, network), percent(network.clean_accuracy)
+        gap_text = NONE if gap is None else f"{100 * gap:+.1f}"
+        ranking.add_row(str(network.rank), network.model, clean, _worst(grid, network), gap_text, _verdict(network))
+    blocks = [_block(grid, first) for first in range(0, len(_attacks(grid)), ATTACKS_BESIDE)]
     blocks[-1].caption = _legend(grid)
     return Group(ranking, *blocks)
 
 
-def _block(grid: GridResult, columns: Sequence[_Column], first: int) -> Table:
+def _block(grid: GridResult, first: int) -> Table:
+    """Return the robust accuracy under some of the attacks, side by side."""
     block = Table(title="robust accuracy (%)" if first == 0 else None, box=box.SIMPLE_HEAD)
     block.add_column("model", no_wrap=True)
     block.add_column("gradient", no_wrap=True)
-    for column in columns:
-        block.add_column("\n".join(column.head), justify="right")
-    for row in grid.networks:
-        for i, (gradient, values) in enumerate(_lines(grid, row)):
-            block.add_row(row.model if i == 0 else "", gradient, *values[first : first + len(columns)])
+    shown = slice(first, first + ATTACKS_BESIDE)
+    for attack in _attacks(grid)[shown]:
+        block.add_column("\n".join(attack.head), justify="right")
+    for network in grid.networks:
+        for i, (gradient, values) in enumerate(_lines(grid, network)):
+            block.add_row(network.model if i == 0 else "", gradient, *values[shown])
     return block
 
 
@@ -147,43 +137,32 @@ def document(grid: GridResult, files: Sequence[Path] = ()) -> dict[str, Any]:
         "rank_by": grid.headline.document(),
         "models": [
             {
-                "rank": row.rank,
-                "model": row.model,
-                "clean_accuracy": row.clean_accuracy,
-                "worst_case": _worst_document(row, grid.headline),
-                "by_threat": [_worst_document(row, threat) for threat in row.robust],
-                "gap": _gap(grid, row),
-                "verdict": None if row.diagnosis is None else row.diagnosis.verdict,
-                "diagnosis": None if row.diagnosis is None else row.diagnosis.summary(),
-                "results": [
-                    _result_document(grid, measurement, result) | {"notices": result.provenance.notices}
-                    for measurement, result in _pairs(grid, row)
-                ],
+                "rank": network.rank,
+                "model": network.model,
+                "clean_accuracy": network.clean_accuracy,
+                "worst_case": worst_case_document(grid.headline, network.robust[grid.headline]),
+                "by_threat": [worst_case_document(*pair) for pair in network.robust.items()],
+                "gap": _gap(grid, network),
+                **verdict_document(network.diagnosis),
+                "results": [_result_document(grid, *pair) for pair in _pairs(grid, network)],
             }
-            for row in grid.networks
+            for network in grid.networks
         ],
         "skipped": grid.skipped,
         "files": [str(path) for path in files],
     }
 
 
-def _pairs(grid: GridResult, row: Assessment) -> Iterator[tuple[Measurement, Result]]:
-    for measurement, result in zip(grid.measurements, row.results, strict=True):
+def _pairs(grid: GridResult, network: Assessment) -> Iterator[tuple[Measurement, Result]]:
+    for measurement, result in zip(grid.measurements, network.results, strict=True):
         if result is not None:
             yield measurement, result
 
 
-def _worst_document(row: Assessment, threat: Threat) -> dict[str, Any]:
-    robust = row.robust[threat]
-    ci95 = list(wilson(sum(robust), len(robust)))
-    return threat.document() | {"robust_accuracy": row.worst_case(threat), "ci95": ci95}
-
-
 def _result_document(grid: GridResult, measurement: Measurement, result: Result) -> dict[str, Any]:
-    found = result.summary() | {"eps_written": measurement.written, "params": measurement.params}
-    if grid.preset.robust_meter == "shared":
-        found["shared_meter"] = shared_meter(result)
-    return found
+    asked = {"eps_written": measurement.written, "params": measurement.params}
+    shared = {"shared_meter": shared_meter(result)} if grid.preset.robust_meter == "shared" else {}
+    return result_document(result) | asked | shared
 
 
 def write(grid: GridResult, folder: Path) -> list[Path]:
@@ -195,54 +174,47 @@ def write(grid: GridResult, folder: Path) -> list[Path]:
     write_atomically(folder / "results.csv", _csv(grid).encode())
     write_atomically(folder / "table.md", _markdown(grid).encode())
     paths = [folder / "results.csv", folder / "table.md"]
-    for norm, found in curve_places(grid).items():
+    for norm, curves in curve_places(grid).items():
         stem = folder / ("eps-curve" if norm == "linf" else f"eps-curve-{norm}")
-        write_figure(plot(grid, norm, found), stem)
+        write_figure(plot(grid, norm, curves), stem)
         paths += [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     return paths
 
 
 def _csv(grid: GridResult) -> str:
     rows = []
-    for row in grid.networks:
-        for measurement, result in _pairs(grid, row):
-            found = _result_document(grid, measurement, result)
-            found["ci_low"], found["ci_high"] = found.pop("ci95")
-            found["params"] = json.dumps(measurement.params, sort_keys=True)
-            del found["from_store"]
-            head = {
-                "rank": row.rank,
-                "model": row.model,
+    for network in grid.networks:
+        for measurement, result in _pairs(grid, network):
+            row: dict[str, Any] = {
+                "rank": network.rank,
+                "model": network.model,
                 "dataset": grid.dataset,
                 "n": grid.n,
                 "seed": result.spec.seed,
+                "verdict": _verdict(network),
+                "clean_accuracy": network.clean_accuracy,
             }
-            head["verdict"] = _verdict(row)
-            rows.append(head | {"seed": result.spec.seed, "clean_accuracy": row.clean_accuracy} | found)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+            row |= _result_document(grid, measurement, result)
+            row["ci_low"], row["ci_high"] = row.pop("ci95")
+            row["params"] = json.dumps(measurement.params, sort_keys=True)
+            del row["from_store"], row["notices"]
+            rows.append(row)
+    return csv_text(rows, list(rows[0]))
 
 
 def _markdown(grid: GridResult) -> str:
-    heads = ["#", "model", "gradient", "clean %", *(" ".join(column.head) for column in _columns(grid))]
+    heads = ["#", "model", "gradient", "clean %", *(" ".join(attack.head) for attack in _attacks(grid))]
     heads += [f"worst case %, {grid.headline}", "verdict"]
+    rows = [heads, ["--:", "---", "---", *["--:"] * (len(heads) - 4), "---"]]
+    for network in grid.networks:
+        for i, (gradient, values) in enumerate(_lines(grid, network)):
+            once = [str(network.rank), network.model] if i == 0 else ["", ""]
+            last = [_worst(grid, network), _verdict(network)] if i == 0 else ["", ""]
+            rows.append([*once, gradient, percent(network.clean_accuracy), *values, *last])
     lines = [f"# {grid.preset.title}", "", f"{grid.dataset} (test, n = {grid.n}); robust accuracy in percent.", ""]
-    lines += [_markdown_row(heads), _markdown_row(["--:", "---", "---", *["--:"] * (len(heads) - 4), "---"])]
-    for row in grid.networks:
-        for i, (gradient, values) in enumerate(_lines(grid, row)):
-            once = [str(row.rank), row.model] if i == 0 else ["", ""]
-            last = [_worst(grid, row), _verdict(row)] if i == 0 else ["", ""]
-            lines.append(_markdown_row([*once, gradient, percent(row.clean_accuracy), *values, *last]))
+    lines += [markdown_row(value.replace("|", "/") for value in row) for row in rows]
     remarks = ["Worst case over all attacks and gradients, with Wilson 95 % interval.", *_legend(grid).splitlines()]
-    lines += ["", *(f"- {remark}" for remark in remarks)]
-    doubts = [row for row in grid.networks if row.diagnosis and row.diagnosis.verdict != "sound"]
-    lines += [f"- {row.model}: {row.diagnosis.verdict}: {row.diagnosis.reason}" for row in doubts if row.diagnosis]
-    lines += [f"- skipped: {model}: {reason}" for model, reason in grid.skipped.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_row(values: Sequence[str]) -> str:
-    return f"| {' | '.join(value.replace('|', '/') for value in values)} |"
+    diagnoses = {network.model: network.diagnosis for network in grid.networks if network.diagnosis}
+    remarks += [f"{model}: {one.verdict}: {one.reason}" for model, one in diagnoses.items() if one.verdict != "sound"]
+    remarks += [f"skipped: {model}: {reason}" for model, reason in grid.skipped.items()]
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)]) + "\n"

@@ -1,4 +1,4 @@
-"""Where everything of a circuit stands: boxes down a staircase, and what connects them. Knows no SVG and no PNG."""
+"""Where everything of a circuit lies: boxes down a staircase, and what connects them. Knows no SVG and no PNG."""
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate

@@ -34,12 +34,7 @@ def motif_circuit(motif: Motif) -> Drawing:
 
 
 def placed_motifs(genotype: MotifGenotype, reductions: frozenset[int]) -> list[tuple[str, Motif]]:
-    """Return every motif that stands somewhere, under a heading that names the cells in which it does.
-
-    Args:
-        genotype: motifs of all cells.
-        reductions: cells that halve the map, which hold no motif.
-    """
+    """Return every motif of the genotype, under a heading that names the cells that hold it."""
     places = dict[Motif, list[int]]()
     for i, motif in enumerate(genotype.cells):
         if i not in reductions:
@@ -62,7 +57,7 @@ def sign_keys(motifs: Iterable[Motif]) -> list[Key]:
 
 
 def draw_motifs(genotype: MotifGenotype, reductions: frozenset[int], folder: Path) -> None:
-    """Draw the motifs as cells.png and cells.svg, each once, under the cells in which it stands."""
+    """Draw the motifs as cells.png and cells.svg, each once, under the cells that hold it."""
     placed = placed_motifs(genotype, reductions)
     title = f"{genotype.name}: each cell reads the last {genotype.inputs}"
     parts = [(heading, motif_circuit(motif)) for heading, motif in placed]

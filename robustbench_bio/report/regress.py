@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 from robustbench_bio.leaderboard.regress import Change, Comparison
-from robustbench_bio.report.tables import percent
+from robustbench_bio.report.tables import markdown_row, percent
 
 HEADS = ("model", "what", "n", "before %", "now %", "lost", "won", "p", "")
 
@@ -64,10 +64,11 @@ def document(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def markdown(comparison: Comparison) -> str:
+def pull_request_summary(comparison: Comparison) -> str:
     """Return the summary for a pull request."""
-    lines = [f"# {summary(comparison).capitalize()}", "", _row(HEADS), _row(["---", "---", *["--:"] * 6, "---"])]
-    lines += [_row(_values(change)) for change in comparison.changes]
+    lines = [f"# {summary(comparison).capitalize()}", "", markdown_row(HEADS)]
+    lines.append(markdown_row(["---", "---", *["--:"] * 6, "---"]))
+    lines += [markdown_row(_values(change)) for change in comparison.changes]
     return "\n".join([*lines, "", *(f"{line}\n" for line in legend(comparison).splitlines())])
 
 
@@ -106,7 +107,3 @@ def _values(change: Change) -> list[str]:
         f"{change.p:.2g}",
         "regression" if change.regression else "",
     ]
-
-
-def _row(values: "list[str] | tuple[str, ...]") -> str:
-    return f"| {' | '.join(values)} |"

@@ -36,8 +36,8 @@ def draw_trace(trace: Sequence[Row], folder: Path) -> None:
     write_figure(figure, folder / "trace")
 
 
-def _lines(panel: Any, trace: Sequence[Row], across: str, columns: dict[str, str], unit: float = 1) -> None:
-    for name, label in columns.items():
+def _lines(panel: Any, trace: Sequence[Row], across: str, labels: dict[str, str], unit: float = 1) -> None:
+    for name, label in labels.items():
         panel.plot([row[across] for row in trace], [unit * row[name] for row in trace], marker=".", label=label)
     panel.set(xlabel=across)
     panel.xaxis.get_major_locator().set_params(integer=True)

@@ -1,22 +1,47 @@
-"""Tables and plots of results and trainings. Makes them; the command line prints them."""
+"""Tables and documents of results, and what all tables of numbers share; the command line prints them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from robustbench_bio.core.stats import wilson
-from robustbench_bio.evaluation.worst_case import worst_case
+from robustbench_bio.evaluation.worst_case import worst_cases
 from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.gradient import EXACT, RULE
 from robustbench_bio.records.result import Result
 from robustbench_bio.records.threat import Threat
 
+#: What a missing number looks like.
+NONE = "–"
+
 
 def percent(fraction: float) -> str:
     """Return a fraction as a percentage with one decimal."""
     return f"{100 * fraction:.1f}"
+
+
+def bounds(interval: Sequence[float]) -> str:
+    """Return an interval of fractions in percent."""
+    return f"[{percent(interval[0])}, {percent(interval[1])}]"
+
+
+def with_interval(successes: int, n: int) -> str:
+    """Return a share as a percentage with its Wilson interval."""
+    return f"{percent(successes / n)} {bounds(wilson(successes, n))}"
+
+
+def compact_table(title: str | None = None, caption: str | None = None) -> Table:
+    """Return a table, without columns yet, that is no wider than a plain terminal needs."""
+    return Table(
+        title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )
+
+
+def markdown_row(values: Iterable[str]) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(values)} |"
 
 
 def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) -> Table:
@@ -25,15 +50,12 @@ def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) ->
     legend = "robust accuracy with Wilson 95 % interval; gap = rule − exact; * = from the store"
     notes = dict.fromkeys(f"note: {text}" for result in results for text in result.provenance.notices)
     others = any(result.spec.backend != "native" for result in results)
-    table = Table(
-        title=f"{first.spec.attack + ': ' if others else ''}{first.spec.model} on {first.spec.dataset} "
-        f"({first.spec.split}, n = {first.n}), "
-        f"clean accuracy {percent(first.clean_accuracy)} %",
+    named = f"{first.spec.attack}: " if others else ""
+    data = f"{first.spec.dataset} ({first.spec.split}, n = {first.n})"
+    clean = f"clean accuracy {percent(first.clean_accuracy)} %"
+    table = compact_table(
+        title=f"{named}{first.spec.model} on {data}, {clean}\n{verdict_line(diagnosis)}",
         caption="\n".join([legend, *notes]),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),  # no narrower than this, no wider than a plain terminal
-        pad_edge=False,
-        show_edge=False,
     )
     # One attack runs on all backends; 80 columns are too few for both.
     for name in ("backend" if others else "attack", "threat", "gradient"):
@@ -42,19 +64,18 @@ def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) ->
         table.add_column(name, justify="right", no_wrap=True)
     exact = {_attack_of(r): r.robust_accuracy for r in results if r.spec.gradient == EXACT}
     for result in results:
-        twin = exact.get(_attack_of(result)) if result.spec.gradient == RULE else None
+        reference = exact.get(_attack_of(result)) if result.spec.gradient == RULE else None
         table.add_row(
             result.spec.backend if others else result.spec.attack,
             str(result.spec.threat),
             str(result.spec.gradient),
             with_interval(sum(result.outcomes_record.robust_correct()), result.n),
-            "" if twin is None else f"{100 * (result.robust_accuracy - twin):+.1f}",
+            "" if reference is None else f"{100 * (result.robust_accuracy - reference):+.1f}",
             f"{result.queries_mean:.1f}",
             f"{result.provenance.seconds:.1f}{'*' if result.from_store else ''}",
         )
-    for threat, correct in worst_case(results).items():
-        table.add_row("worst case", str(threat), "", with_interval(sum(correct), len(correct)), style="bold")
-    table.title = f"{table.title}\n{verdict_line(diagnosis)}"
+    for threat, robust in worst_cases(results).items():
+        table.add_row("worst case", str(threat), "", with_interval(sum(robust), len(robust)), style="bold")
     return table
 
 
@@ -65,12 +86,6 @@ def verdict_line(diagnosis: Diagnosis | None) -> str:
     return f"verdict: {diagnosis.verdict} ({diagnosis.reason})"
 
 
-def with_interval(successes: int, n: int) -> str:
-    """Return a share as a percentage with its Wilson interval."""
-    low, high = wilson(successes, n)
-    return f"{percent(successes / n)} [{percent(low)}, {percent(high)}]"
-
-
 def _attack_of(result: Result) -> tuple[str, str, Threat]:
     return result.spec.attack, result.spec.backend, result.spec.threat
 
@@ -78,24 +93,34 @@ def _attack_of(result: Result) -> tuple[str, str, Threat]:
 def eval_document(results: Sequence[Result], diagnosis: Diagnosis | None = None) -> dict[str, Any]:
     """Return the JSON document of `biorobust eval --json`; accuracies are fractions."""
     first = results[0]
-    worst = [
-        {
-            **threat.document(),
-            "robust_accuracy": sum(correct) / len(correct),
-            "ci95": list(wilson(sum(correct), len(correct))),
-        }
-        for threat, correct in worst_case(results).items()
-    ]
+    worst = [worst_case_document(threat, robust) for threat, robust in worst_cases(results).items()]
     return {
         "model": first.spec.model,
         "dataset": first.spec.dataset,
         "n": first.n,
         "clean_accuracy": first.clean_accuracy,
-        "results": [result.summary() | {"notices": result.provenance.notices} for result in results],
+        "results": [result_document(result) for result in results],
         "worst_case": worst[0] if len(worst) == 1 else {"by_eps": worst},
-        "verdict": None if diagnosis is None else diagnosis.verdict,
-        "diagnosis": None if diagnosis is None else diagnosis.summary(),
+        **verdict_document(diagnosis),
     }
+
+
+def result_document(result: Result) -> dict[str, Any]:
+    """Return a result as JSON documents hold it; accuracies are fractions."""
+    return result.summary() | {"notices": result.provenance.notices}
+
+
+def worst_case_document(threat: Threat, robust: Sequence[bool]) -> dict[str, Any]:
+    """Return the worst case within a threat model as JSON documents hold it."""
+    share, interval = sum(robust) / len(robust), wilson(sum(robust), len(robust))
+    return {**threat.document(), "robust_accuracy": share, "ci95": list(interval)}
+
+
+def verdict_document(diagnosis: Diagnosis | None) -> dict[str, Any]:
+    """Return the verdict as JSON documents hold it."""
+    if diagnosis is None:
+        return {"verdict": None, "diagnosis": None}
+    return {"verdict": diagnosis.verdict, "diagnosis": diagnosis.summary()}
 
 
 def diagnosis_table(model: str, diagnosis: Diagnosis) -> Table:

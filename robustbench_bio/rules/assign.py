@@ -10,12 +10,10 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.nets.base import Net, weight_layers
+from robustbench_bio.records.genotype import RANDOM_RULES
 from robustbench_bio.rules.base import RULES, Draw, NetworkRule, RuleSet
 from robustbench_bio.rules.layers import LayerRules
 from robustbench_bio.rules.options import RuleOptions, read_options
-
-#: What `random:SEED` draws from: the rules of the BioNAS search space.
-RANDOM_RULES = ("usf", "brsf", "frsf", "fa")
 
 SYNTAX = "a rule, `genotype`, `random:SEED[:rule+rule…]` or `layer-pattern=rule`, separated by commas"
 

@@ -1,4 +1,4 @@
-"""From the options of `biorobust train` to a card that says the same."""
+"""From the options of `biorobust train` to a card of the same meaning."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +23,8 @@ def card_from_options(
 ) -> ModelCard:
     """Return the card to train: one of the zoo or one made from a genotype, with the changes applied.
 
-    Args:
-        model: id of the zoo or path of a card; None if a genotype is given.
-        genotype: name or path of a genotype; None if a model is given.
-        rule: assignment that replaces the card's.
-        dataset: data set to train on.
-        name: id of the new card.
-        seed: replaces the entry's.
-        changes: `recipe.FIELD=VALUE`, `net.FIELD=VALUE` or `rules.FIELD=VALUE`.
+    `rule` and `seed` replace those of the card. A change is `recipe.FIELD=VALUE`, `net.FIELD=VALUE` or
+    `rules.FIELD=VALUE`.
 
     Raises:
         UserError: neither or both of model and genotype, or a change that does not fit.
@@ -48,11 +42,7 @@ def card_from_options(
         entry["seed"] = seed
     if name is not None:
         document["id"] = name
-    targets = {
-        "recipe": entry["recipe"],
-        "net": entry.setdefault("net", {}),
-        "rules": document["rule_options"],
-    }
+    targets = {"recipe": entry["recipe"], "net": entry.setdefault("net", {}), "rules": document["rule_options"]}
     for key, value in parse_pairs(changes).items():
         target, _, field = key.partition(".")
         if target not in targets or not field:

@@ -46,22 +46,21 @@ def _named(kind: str, name: str, folder: Path, read: Callable[[Path], R], field:
     return record
 
 
-def model_ids() -> list[str]:
-    """Return the ids of the zoo in alphabetical order."""
-    return _names(data_folder("models"))
+def model_ids(folder: Path | None = None) -> list[str]:
+    """Return the ids of the zoo in alphabetical order; `folder` stands in for the catalog's `models`."""
+    return _names(folder or data_folder("models"))
 
 
-def card(model: str) -> ModelCard:
-    """Return the card of a zoo model, or of a card file.
-
-    Args:
-        model: an id of the zoo, or a path that ends in .toml.
+def card(model: str, folder: Path | None = None) -> ModelCard:
+    """Return the card of an id of the zoo, or of a path that ends in .toml.
 
     Raises:
         UserError: no such model, or a card that is not valid.
     """
     read = partial(read_toml, ModelCard)
-    return read(Path(model)) if model.endswith(".toml") else _named("model", model, data_folder("models"), read, "id")
+    if model.endswith(".toml"):
+        return read(Path(model))
+    return _named("model", model, folder or data_folder("models"), read, "id")
 
 
 def weights_path(model: str, file: str) -> Path:
@@ -88,18 +87,21 @@ def genotype(name: str) -> Genotype:
     return either
 
 
-def any_genotype(name: str) -> AnyGenotype:
+def any_genotype(name: str, folder: Path | None = None) -> AnyGenotype:
     """Return a published genotype, of cells or of motifs, by name, or one from a path that ends in .toml.
+
+    With a folder of models, its own genotypes come before the published ones, and no path is followed.
 
     Raises:
         UserError: no such genotype, or one that is not valid.
     """
-    if name.endswith(".toml"):
+    if folder is None and name.endswith(".toml"):
         return read_genotype(Path(name))
-    if name not in genotype_names():
-        raise UserError(unknown("genotype", name, genotype_names()))
-    # What a genotype calls itself is what was published; its file may be called otherwise.
-    return read_genotype(data_folder("models") / "genotypes" / f"{name}.toml")
+    for models in filter(None, (folder, data_folder("models"))):
+        # What a genotype calls itself is what was published; its file may be called otherwise.
+        if name in _names(models / "genotypes"):
+            return read_genotype(models / "genotypes" / f"{name}.toml")
+    raise UserError(unknown("genotype", name, genotype_names()))
 
 
 def preset_names() -> list[str]:

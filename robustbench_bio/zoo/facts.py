@@ -1,22 +1,21 @@
 """What a network is and measures: cost, firing, alignment of its layers' feedback, its gradients."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress
-from robustbench_bio.datasets import default_root, open_dataset
+from robustbench_bio.datasets import default_root
 from robustbench_bio.datasets.base import Split
-from robustbench_bio.datasets.tensors import load_data
+from robustbench_bio.datasets.tensors import tensors
 from robustbench_bio.nets import cost, firing
 from robustbench_bio.nets.base import Net, weight_layers
 from robustbench_bio.records.card import TrainedNet
 from robustbench_bio.rules import RuleSet
 from robustbench_bio.zoo import catalog, measures
-from robustbench_bio.zoo.loading import load_weights, network
+from robustbench_bio.zoo.loading import DataSource, load_weights, network
 
 #: How much of the train split gradients are measured on, and in batches of which size.
 EXAMPLES, BATCH_SIZE = 512, 64
@@ -31,25 +30,44 @@ TRAINED = "trained"
 LAYERS = "layer by layer"
 
 
-class DataFiles(NamedTuple):
-    """Where a data set lies: folder of downloaded data, an .npz that stands in for it."""
+class NetworkCost(NamedTuple):
+    """What a network costs; energy and feedback memory are estimates: see `nets.cost`.
 
-    root: Path | None = None
-    file: Path | None = None
+    Attributes:
+        macs: of one example's forward pass.
+        feedback_bytes: what rules store in training besides the weights.
+        weights: rule → weights under it.
+    """
+
+    parameters: int
+    macs: int
+    picojoules: float
+    feedback_bytes: int
+    weights: dict[str, int]
+
+    def percent_of_weights(self) -> dict[str, float]:
+        """Return rule → percent of all parameters that are under it."""
+        return {rule: 100 * weights / self.parameters for rule, weights in self.weights.items()}
 
 
-def model_facts(model: str, dataset: str, data: DataFiles, progress: Progress | None = None) -> dict[str, Any]:
-    """Return field → value for a model and its network for a data set.
+def network_cost(net: Net) -> NetworkCost:
+    """Return what a network with rules costs."""
+    assert isinstance(net.rules, RuleSet)  # noqa: S101
+    shares = cost.shares(net, net.rules.assignment, net.inputs.shape)
+    macs, weights = (
+        sum(share.macs for share in shares.values()),
+        {rule: share.weights for rule, share in shares.items()},
+    )
+    energy = round(cost.energy_picojoules(macs), 1)
+    return NetworkCost(cost.parameters(net), macs, energy, cost.feedback_bytes(net.rules), weights)
+
+
+def model_facts(model: str, source: DataSource, progress: Progress | None = None) -> dict[str, Any]:
+    """Return field → value for the card of an id or of a path, and for its network for a data set.
 
     Numbers are numbers, in the unit that the field or its key names. `LAYERS` holds one row per layer (angles in
     degrees). Gradients, and the spikes of a spiking network, are measured only with trained weights, on data that is
     on disk.
-
-    Args:
-        model: id of the zoo, or path of a card.
-        dataset: which of the model's networks.
-        data: where the data lies.
-        progress: called while gradients are measured.
 
     Raises:
         UserError: no such model.
@@ -63,14 +81,14 @@ def model_facts(model: str, dataset: str, data: DataFiles, progress: Progress | 
         "rules": card.rule,
         "datasets": ", ".join(sorted(card.datasets)),
     }
-    if dataset in card.datasets:
-        entry = card.datasets[dataset]
-        net = network(card, entry, open_dataset(dataset, data.file)).eval()
+    if source.dataset in card.datasets:
+        entry = card.datasets[source.dataset]
+        net = network(card, entry, source.open()).eval()
         weights = _filled(net, model, entry)
         facts |= _network_facts(net, entry) | {"weights": weights}
         if firing.spiking(net):
-            facts |= _spiking_facts(net, _examples(dataset, data, "test", SPIKE_EXAMPLES, weights))
-        facts |= _layer_facts(net, _examples(dataset, data, "train", EXAMPLES, weights), progress)
+            facts |= _spiking_facts(net, _examples(source, "test", SPIKE_EXAMPLES, weights))
+        facts |= _layer_facts(net, _examples(source, "train", EXAMPLES, weights), progress)
     return facts
 
 
@@ -85,38 +103,37 @@ def _filled(net: Net, model: str, entry: TrainedNet) -> str:
     return TRAINED
 
 
-def _examples(dataset: str, data: DataFiles, split: Split, most: int, weights: str) -> tuple[Tensor, Tensor] | str:
+def _examples(source: DataSource, split: Split, most: int, weights: str) -> tuple[Tensor, Tensor] | str:
     """Return the first examples of a split, or why nothing is measured on them; downloads nothing."""
     if weights != TRAINED:
         return "nothing: no trained weights"
-    if data.file is None and not open_dataset(dataset).is_local(data.root or default_root()):
-        return f"nothing: {dataset} is not in {data.root or default_root()}"
+    root = source.root or default_root()
+    if source.file is None and not source.open().is_local(root):
+        return f"nothing: {source.dataset} is not in {root}"
     try:
-        return load_data(dataset, split, most, data_root=data.root, data_file=data.file)
+        return tensors(source.examples(split, most))
     except UserError as error:
         return f"nothing: {error}"
 
 
 def _network_facts(net: Net, entry: TrainedNet) -> dict[str, Any]:
-    assert isinstance(net.rules, RuleSet)  # noqa: S101
-    shares = cost.shares(net, net.rules.assignment, net.inputs.shape)
-    parameters, macs = cost.parameters(net), sum(share.macs for share in shares.values())
+    costs = network_cost(net)
     return {
         "trained on": entry.trained_on or "not trained yet",
         "held-out accuracy": "unknown" if entry.val_accuracy is None else entry.val_accuracy,
         "recipe": entry.recipe.model_dump(mode="json", exclude_defaults=True),
-        "parameters": parameters,
-        "MACs per example": macs,
+        "parameters": costs.parameters,
+        "MACs per example": costs.macs,
         "energy per inference": {
-            "picojoules": round(cost.energy_picojoules(macs), 1),
+            "picojoules": costs.picojoules,
             "picojoules_per_mac": cost.MAC_PICOJOULES,
             "how": f"estimate: {cost.MAC_PICOJOULES} pJ per MAC, float32 at 45 nm, Horowitz 2014; no memory traffic"
             + ("; as if every synapse multiplied at every time step, spike or no spike" if firing.spiking(net) else ""),
         },
-        "weights under each rule": {rule: share.weights for rule, share in shares.items()},
-        "percent of weights": {rule: 100 * share.weights / parameters for rule, share in shares.items()},
+        "weights under each rule": costs.weights,
+        "percent of weights": costs.percent_of_weights(),
         "feedback memory": {
-            "bytes": cost.feedback_bytes(net.rules),
+            "bytes": costs.feedback_bytes,
             "how": "estimate: what rules store in training besides the weights",
         },
     }

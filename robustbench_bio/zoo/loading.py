@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from robustbench_bio import nets, rules
 from robustbench_bio.attacks.transfer import SourceNetwork
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import write_atomically
-from robustbench_bio.datasets import open_dataset
-from robustbench_bio.datasets.base import Dataset
+from robustbench_bio.datasets import load_examples, open_dataset
+from robustbench_bio.datasets.base import Dataset, Examples, Split
 from robustbench_bio.nets.base import Inputs, Net
 from robustbench_bio.records.card import ModelCard, TrainedNet
 from robustbench_bio.records.motifs import AnyGenotype
@@ -25,6 +26,38 @@ from robustbench_bio.zoo import catalog
 
 #: Bytes that a weights file may hold besides the values: names and shapes.
 HEADER = 1_000_000
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set and where it lies.
+
+    Attributes:
+        dataset: name of a data set, or path of an .npz.
+        root: where data sets lie, `default_root()` by default.
+        file: an .npz that stands in for the data set.
+    """
+
+    dataset: str = "digits"
+    root: Path | None = None
+    file: Path | None = None
+
+    def open(self) -> Dataset:
+        """Return the data set; reads no images yet."""
+        return open_dataset(self.dataset, self.file)
+
+    def examples(self, split: Split, n: int | None = None) -> Examples:
+        """Return the first n examples of a split, all by default."""
+        return load_examples(self.dataset, split, n, data_root=self.root, data_file=self.file)
+
+    def network(self, model: str, device: str | torch.device = "cpu") -> Net:
+        """Return a network of the zoo, or of a card file, for this data set."""
+        return load_model(model, self.dataset, device=str(device), data_file=self.file)
+
+    def sigma(self) -> float:
+        """Return the mean standard deviation, the unit of radii written with σ."""
+        std = self.open().std
+        return sum(std) / len(std)
 
 
 def load_model(model: str, dataset: str = "digits", *, device: str = "cpu", data_file: Path | None = None) -> Net:
@@ -62,11 +95,7 @@ def source_network(model: str, dataset: str) -> SourceNetwork:
 def network(card: ModelCard, entry: TrainedNet, dataset: Dataset, cells: AnyGenotype | None = None) -> Net:
     """Return the untrained network of a card, its rules attached, its weights drawn from the entry's seed.
 
-    Args:
-        card: what it is.
-        entry: which of the card's networks.
-        dataset: what it is for.
-        cells: stand in for the genotype that the card names, which then need not be in the catalog.
+    `cells` stand in for the genotype that the card names, which then need not be in the catalog.
     """
     params: dict[str, Any] = {**card.net, **entry.net}
     name = str(params.pop("name", ""))
@@ -162,13 +191,8 @@ def save_trained(
 ) -> ModelCard:
     """Write a trained network's weights, then the card that names their hash; return that card.
 
-    Args:
-        card: the card to extend.
-        dataset: data set that the network was trained on.
-        entry: seed, recipe and training summary; weights and hash are filled in.
-        net: the trained network.
-        folder: where `<id>.toml` goes.
-        weights_folder: where `<id>-<dataset>.safetensors` goes.
+    The card goes to `folder/<id>.toml`, weights to `weights_folder/<id>-<dataset>.safetensors`. `entry` holds seed,
+    recipe and training summary; weights and hash are filled in.
     """
     data = packed(net)
     name = f"{card.id}-{Path(dataset).stem}.safetensors"

@@ -32,7 +32,6 @@ class LayerAlignment:
     """How a layer's feedback matrix B lies to its weight W.
 
     Attributes:
-        layer: its name.
         rule: its learning rule; bp, where B is W, for layers without a rule of their own.
         angle: between B and W as vectors, degrees in [0, 180]; None where it is not defined.
         ratio: ‖B‖ / ‖W‖ (Frobenius); None where it is not defined.
@@ -97,7 +96,6 @@ class GradientVariance:
     """Variance of a network's gradients over the same batches.
 
     Attributes:
-        layers: one entry per layer.
         by_rule: of the rules' gradients of all layers that have both gradients, taken as one vector.
         exact: of the exact gradients of the same layers, taken as one vector.
         weights: how many weights these layers have.
@@ -158,10 +156,7 @@ def gradient_angles(net: Net, x: Tensor, y: Tensor) -> list[GradientAngle]:
     Layers under bp are compared too: below a layer with false feedback their gradient is false as well. brsf uses
     the magnitudes that it holds now.
 
-    Args:
-        net: a network with rules.
-        x: [N, C, H, W] in [0, 1].
-        y: int64 [N].
+    x is [N, C, H, W] in [0, 1], y int64 [N].
 
     Raises:
         UserError: the network has no rules attached, or x and y do not belong together.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustbench_bio import evaluate
 from robustbench_bio.attacks import WhiteBoxModel
 from robustbench_bio.attacks.access.mean_prediction import MeanPrediction, is_random, seeded_by_input
-from robustbench_bio.attacks.access.surrogate import has_steps, with_surrogates
+from robustbench_bio.attacks.access.surrogate import has_steps, with_surrogate
 from robustbench_bio.attacks.access.trace import trace
 from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.core.errors import UserError
@@ -180,7 +180,7 @@ def test_surrogates_are_densities_but_for_straight_through() -> None:
 @pytest.mark.parametrize("name", sorted(SURROGATES))
 def test_a_softened_spiking_network_fires_the_same_and_has_the_gradient_by_hand(name: str) -> None:
     net, x = Spikes().eval(), images() - 0.5
-    soft = with_surrogates(trace(net, x), name)
+    soft = with_surrogate(trace(net, x), name)
     assert torch.equal(soft(x), net(x))
     point = x.clone().requires_grad_(True)
     (found,) = torch.autograd.grad(soft(point).sum(), point)
@@ -227,7 +227,7 @@ def test_every_way_to_write_a_step_gets_the_same_gradient(form: str) -> None:
     graph = trace(net, x)
     assert has_steps(graph)
     point = x.clone().requires_grad_(True)
-    (found,) = torch.autograd.grad(with_surrogates(graph, "arctan")(point).sum(), point)
+    (found,) = torch.autograd.grad(with_surrogate(graph, "arctan")(point).sum(), point)
     u = (x.flatten(1) @ net.weight.T).detach()
     torch.testing.assert_close(found, (SURROGATES["arctan"](u - 0.25) @ net.weight.detach()).view_as(x))
 
@@ -242,7 +242,7 @@ def test_stairs_have_the_slope_that_they_have_on_average(stairs: Any) -> None:
     exact = WhiteBoxModel(net).gradient(x, torch.zeros(6, dtype=torch.int64), cross_entropy)
     assert exact.gradient.abs().max() == 0
     point = x.clone().requires_grad_(True)
-    (found,) = torch.autograd.grad(with_surrogates(trace(net, x), "sigmoid")(point).sum(), point)
+    (found,) = torch.autograd.grad(with_surrogate(trace(net, x), "sigmoid")(point).sum(), point)
     torch.testing.assert_close(found, net.weight.detach().sum(0).expand(6, -1).reshape_as(x))
 
 

@@ -656,6 +656,8 @@ def test_help_and_version_are_no_mistakes(call: Call) -> None:
         said = call(*arguments)
         assert (said.status, said.err) == (0, "")
         assert "Usage: biorobust" in said.out
+    for command in ("migrate", "verify"):
+        assert "Name of a board [default: all]." in call("leaderboard", command, "--help").out
     assert call("--version").out == f"biorobust {rb.__version__}\n"
 
 

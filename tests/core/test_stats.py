@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import binom, norm
 
 from robustbench_bio.core.stats import Interval, wilson
-from robustbench_bio.evaluation.worst_case import worst_case
+from robustbench_bio.evaluation.worst_case import worst_cases
 from robustbench_bio.records.result import EvalSpec, Outcomes, Provenance, Result
 from robustbench_bio.records.threat import Threat
 
@@ -79,7 +79,7 @@ def result(robust: list[int], *, eps: float = 0.1, norm: str = "linf", weights: 
 
 
 def test_the_worst_case_stands_against_everything_at_its_radius() -> None:
-    found = worst_case(
+    found = worst_cases(
         [result([1, 1, 0, 1]), result([1, 0, 1, 1]), result([0, 1, 1, 0], eps=0.2), result([1, 1, 1, 0], norm="l2")]
     )
     assert found == {
@@ -92,14 +92,14 @@ def test_the_worst_case_stands_against_everything_at_its_radius() -> None:
 def test_a_wrong_example_does_not_stand_in_the_worst_case() -> None:
     one = result([1, 1])
     wrong = one.outcomes_record.model_copy(update={"clean_prediction": [1, 7]})
-    assert worst_case([one.model_copy(update={"outcomes_record": wrong})]) == {Threat("linf", 0.1): [True, False]}
+    assert worst_cases([one.model_copy(update={"outcomes_record": wrong})]) == {Threat("linf", 0.1): [True, False]}
 
 
 def test_nothing_measured_has_no_worst_case() -> None:
-    assert worst_case([]) == {}
+    assert worst_cases([]) == {}
 
 
 @pytest.mark.parametrize("other", [{"weights": "1" * 64}, {"data": "1" * 64}])
 def test_a_worst_case_is_of_one_network_on_the_same_examples(other: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="one network on the same examples"):
-        worst_case([result([1, 1]), result([1, 1], **other)])
+        worst_cases([result([1, 1]), result([1, 1], **other)])

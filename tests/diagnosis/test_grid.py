@@ -18,7 +18,6 @@ from robustbench_bio.evaluation import measure, runner
 from robustbench_bio.evaluation.judge import judge
 from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject
 from robustbench_bio.evaluation.planning import (
-    DataSource,
     PresetPlan,
     models_like,
     preset_measurements,
@@ -32,6 +31,7 @@ from robustbench_bio.records.threat import Threat
 from robustbench_bio.report import grid as grid_report
 from robustbench_bio.zoo import catalog
 from robustbench_bio.zoo import loading as zoo
+from robustbench_bio.zoo.loading import DataSource
 
 TINY = """
 name = "tiny"
@@ -361,7 +361,7 @@ def synthetic() -> GridResult:
     ]  # fmt: skip
     b = [None, outcome([0, 1, 1, 1]), None, outcome([0, 0, 0, 1], eps=0.2)]
     rows = ranked([Assessment("a", tuple(a)), Assessment("b", tuple(b))], HEADLINE)
-    return GridResult(asked(preset, 4, {"c": "no weights for digits"}), rows)
+    return GridResult(**vars(asked(preset, 4, {"c": "no weights for digits"})), networks=rows)
 
 
 def asked(preset: AttackPreset, n: int, skipped: dict[str, str]) -> PresetPlan:
@@ -436,7 +436,7 @@ def test_cells_that_differ_in_parameters_are_told_apart(tmp_path: Path) -> None:
     )
     preset = AttackPreset.from_toml(text, "x")
     row = Assessment("a", (outcome([1, 0]), outcome([1, 1])))
-    known = GridResult(asked(preset, 2, {}), ranked([row], HEADLINE))
+    known = GridResult(**vars(asked(preset, 2, {})), networks=ranked([row], HEADLINE))
     paths = grid_report.write(known, tmp_path)
     assert [path.name for path in paths] == ["results.csv", "table.md"]
     assert "| pgd linf 0.1 steps=2 | pgd linf 0.1 steps=3 |" in paths[1].read_text()
@@ -511,7 +511,7 @@ def test_a_network_with_thresholds_is_put_to_surrogates_instead_of_the_exact_gra
     asked_of = {}
     for name in ("stdp-spiking-cnn", "bp-resnet20"):
         subject = Subject(name, zoo.load_model(name))
-        plan = Plan(DataSource().slice(2), (subject,), standard).with_surrogates()
+        plan = Plan(Slice.load(DataSource(), 2), (subject,), standard).with_surrogates()
         asked_of[name] = [(one.attack, str(one.gradient)) for one in plan.applicable(subject)]
     assert asked_of["bp-resnet20"] == [("autoattack", "exact"), ("square", "exact"), ("one-pixel", "exact")]
     assert asked_of["stdp-spiking-cnn"] == [

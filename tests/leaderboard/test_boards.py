@@ -45,7 +45,7 @@ from robustbench_bio.records.threat import Threat
 from robustbench_bio.report import boards as show
 from robustbench_bio.report import site
 from robustbench_bio.zoo import catalog
-from robustbench_bio.zoo.loading import HEADER, network, packed
+from robustbench_bio.zoo.loading import HEADER, DataSource, network, packed
 
 BOARD = """
 name = "tiny"
@@ -148,7 +148,7 @@ def test_a_submission_writes_card_weights_and_an_entry_that_follows_from_its_out
             stands = [a and b for a, b in zip(stands, measured.robust_correct(), strict=True)]
     assert entry.scores.worst_case == sum(stands) / N
     net = folders.network(entry.card, "digits")
-    data = Slice.load("digits", N)
+    data = Slice.load(DataSource(), N)
     again = evaluate(net, (data.x, data.y), attack="pgd", eps=8 / 255, steps=20, gradient="rule")
     (kept,) = [m for m in entry.measurements if m.spec.gradient == RULE and m.spec.params.get("steps") == 20
                and round(m.spec.threat.eps * 255) == 8]  # fmt: skip
@@ -158,7 +158,7 @@ def test_a_submission_writes_card_weights_and_an_entry_that_follows_from_its_out
 def test_the_gallery_is_what_the_network_sees(submitted: Place) -> None:
     entry = catalog.entry(submitted.file)
     assert entry.gallery is not None
-    data, net = Slice.load("digits", N), submitted.folders.network(entry.card, "digits")
+    data, net = Slice.load(DataSource(), N), submitted.folders.network(entry.card, "digits")
     import base64
 
     import numpy as np
@@ -301,13 +301,13 @@ def refused(
 
 def test_weights_without_a_card_are_asked_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--weights, or train them with --train"):
-        candidates.from_file(place.card, place.board, place.folders, candidates.Order(), None)
+        candidates.from_file(place.card, place.board, place.folders, candidates.SubmissionOptions(), None)
 
 
 def test_another_network_takes_the_place_only_if_told(place: Place) -> None:
     with_noise(place.weights)
-    told = candidates.Order(weights=place.weights, replace=True)
-    found = candidates.from_file(place.card, place.board, place.folders, told, None)
+    options = candidates.SubmissionOptions(weights=place.weights, replace=True)
+    found = candidates.from_file(place.card, place.board, place.folders, options, None)
     assert found.card.datasets["digits"].weights_sha256 != place.entry()["weights_sha256"]
 
 
@@ -316,8 +316,8 @@ def test_networks_for_other_data_sets_survive(place: Place) -> None:
     card = ModelCard.from_toml(path.read_text(), "card")
     more = {**card.datasets, "mnist": TrainedNet(recipe=Recipe())}
     path.write_text(card.model_copy(update={"datasets": more}).to_toml())
-    told = candidates.Order(weights=place.weights)
-    assert set(candidates.from_file(place.card, place.board, place.folders, told, None).card.datasets) == {
+    options = candidates.SubmissionOptions(weights=place.weights)
+    assert set(candidates.from_file(place.card, place.board, place.folders, options, None).card.datasets) == {
         "digits",
         "mnist",
     }
@@ -330,13 +330,13 @@ def test_own_cells_come_with_the_card_and_may_not_take_a_published_name(place: P
     place.card.write_text(re.sub(r"hidden = \[[^]]*\]", "", text))
     cells = catalog.genotype("biodarts").model_copy(update={"name": "mine"})
     (place.card.parent / "mine.toml").write_text(cells.to_toml())
-    told = candidates.Order(weights=place.weights)
+    options = candidates.SubmissionOptions(weights=place.weights)
     with pytest.raises(UserError, match="do not fit the network"):  # so the cells were read and built
-        candidates.from_file(place.card, place.board, place.folders, told, None)
+        candidates.from_file(place.card, place.board, place.folders, options, None)
     other = catalog.genotype("nasnet").model_copy(update={"name": "biodarts"})
     (place.card.parent / "mine.toml").write_text(other.to_toml())
     with pytest.raises(UserError, match="genotype 'biodarts' is in the zoo already, as another one"):
-        candidates.from_file(place.card, place.board, place.folders, told, None)
+        candidates.from_file(place.card, place.board, place.folders, options, None)
 
 
 # Motifs, the other kind of genotype
@@ -387,7 +387,7 @@ def test_an_entry_holds_the_motifs_of_its_network_and_is_verified_against_the_zo
     assert Entry.from_json(entry_text(entry), "again") == entry
     assert any(measured.spec.gradient.surrogate for measured in entry.measurements)
     assert verify(motifs.board, motifs.folders, fraction=0.01).faults == {}
-    written = site.build({"tiny": (motifs.board, [entry])}, motifs.card.parent / "site")
+    written = site.build_site({"tiny": (motifs.board, [entry])}, motifs.card.parent / "site")
     (page,) = [path for path in written if path.name == "tiny-fa.html"]
     assert "Cell 0: mine" in page.read_text()
 
@@ -404,15 +404,15 @@ def test_motifs_that_are_not_the_zoos_do_not_pass(motifs: Place) -> None:
 
 def test_motifs_named_with_the_order_may_not_take_a_name_that_is_taken(motifs: Place) -> None:
     file = motifs.card.parent / "elsewhere.toml"
-    told = candidates.Order(weights=motifs.weights, genotype=file)
+    options = candidates.SubmissionOptions(weights=motifs.weights, genotype=file)
     for taken in "biodarts", "mine":
         other = circuit(name=taken, cells=circuit().cells[:3])
         file.write_text(other.to_toml())
         with pytest.raises(UserError, match=f"genotype '{taken}' is in the zoo already, as another one"):
-            candidates.from_file(motifs.card, motifs.board, motifs.folders, told, None)
+            candidates.from_file(motifs.card, motifs.board, motifs.folders, options, None)
     file.write_text(circuit(name="free").to_toml())
-    told = candidates.Order(weights=motifs.weights, genotype=file, replace=True)
-    found = candidates.from_file(motifs.card, motifs.board, motifs.folders, told, None)
+    options = candidates.SubmissionOptions(weights=motifs.weights, genotype=file, replace=True)
+    found = candidates.from_file(motifs.card, motifs.board, motifs.folders, options, None)
     assert (found.own_cells, found.cells, found.card.net["genotype"]) == (True, circuit(name="free"), "free")
 
 
@@ -693,7 +693,7 @@ def test_a_false_verdict_is_found_by_probing_again(place: Place) -> None:
     claimed = place.entry()["finding"]["verdict"]
     other = "inconclusive" if claimed != "inconclusive" else "masked"
     forge(place, lambda document: document["finding"].update(verdict=other))
-    assert f"finding: claimed {other}, the probe here says {claimed}" in faults(place, fraction=1)
+    assert f"finding: claimed {other}, diagnosed again it is {claimed}" in faults(place, fraction=1)
 
 
 def test_weights_and_cards_that_changed_after_the_entry_are_found(place: Place) -> None:
@@ -745,7 +745,7 @@ def test_two_processes_find_what_one_finds(
 def test_an_outcome_that_rounding_decides_is_told_from_a_lie(submitted: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = catalog.entry(submitted.file)
     subject = Subject("tiny-fa", submitted.folders.network(entry.card, "digits"))
-    data = Slice.load("digits", N)
+    data = Slice.load(DataSource(), N)
     measured = entry.measurements[0]
     claims = [Outcome(*pair) for pair in zip(measured.clean_correct(), measured.robust_correct(), strict=True)]
     seen: list[tuple[int, int]] = []
@@ -767,7 +767,7 @@ def test_an_outcome_that_rounding_decides_is_told_from_a_lie(submitted: Place, m
 def test_an_example_alone_has_the_outcome_that_it_has_among_all(submitted: Place) -> None:
     entry = catalog.entry(submitted.file)
     subject = Subject("tiny-fa", submitted.folders.network(entry.card, "digits"))
-    data = Slice.load("digits", N)
+    data = Slice.load(DataSource(), N)
     for measured in entry.measurements[:5]:
         assert differences(subject, measured, data, [5, 17]) == []
 

@@ -17,7 +17,7 @@ from test_boards import entry_like
 from robustbench_bio.cli import app as cli
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.evaluation.measure import measure
-from robustbench_bio.evaluation.plan import Settings, Slice, Subject, job
+from robustbench_bio.evaluation.plan import Settings, Slice, Subject, prepare
 from robustbench_bio.leaderboard.folders import Folders, measurements_of
 from robustbench_bio.leaderboard.pytest_plugin import check
 from robustbench_bio.leaderboard.regress import (
@@ -39,6 +39,7 @@ from robustbench_bio.records.result import Provenance
 from robustbench_bio.records.threat import Threat
 from robustbench_bio.report import regress as regress_report
 from robustbench_bio.zoo import loading as zoo
+from robustbench_bio.zoo.loading import DataSource
 
 PLUGIN = "robustbench_bio.leaderboard.pytest_plugin"
 
@@ -240,12 +241,12 @@ def board(trained_card: Path, tmp_path_factory: pytest.TempPathFactory) -> Folde
     shutil.copy(trained_card, folders.models)
     shutil.copy(trained_card.parent / "tiny-fa-digits.safetensors", folders.models / "weights")
     card = ModelCard.from_toml(trained_card.read_text(), "card")
-    net, data, one = folders.network(card, "digits"), Slice.load("digits", 40), folders.board("tiny")
+    net, data, one = folders.network(card, "digits"), Slice.load(DataSource(), 40), folders.board("tiny")
     measurements = []
     for asked in measurements_of(one)[:4]:
         settings = Settings(precision="float32")
-        prepared = job(Subject("tiny-fa", net), asked, data, settings)
-        measurements.append(Measured.of(measure(prepared, data, settings)))
+        prepared = prepare(Subject("tiny-fa", net), asked, data, settings)
+        measurements.append(Measured.of(measure(prepared)))
     entry = entry_like("tiny-fa", [True] * 40).model_copy(
         update={"measurements": measurements, "scores": scored(measurements, Threat("linf", 8 / 255)), "card": card,
                 "card_sha256": card.sha256(), "provenance": Provenance(seconds=1, device="", created="", packages={})}

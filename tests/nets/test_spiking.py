@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustbench_bio import datasets, diagnose, evaluate, nets
 from robustbench_bio.attacks import WhiteBoxModel
-from robustbench_bio.attacks.access.surrogate import stepped, with_surrogates
+from robustbench_bio.attacks.access.surrogate import stepped, with_surrogate
 from robustbench_bio.attacks.access.trace import trace
 from robustbench_bio.attacks.access.white_box import NO_SLOPE
 from robustbench_bio.attacks.losses import cross_entropy
@@ -202,7 +202,7 @@ def test_a_trace_with_the_surrogate_of_training_has_the_networks_own_gradient(na
     graph = trace(net, x[:2])
     torch.testing.assert_close(graph(x), net(x))
     gradients = []
-    for module in (net, with_surrogates(graph, "triangle")):
+    for module in (net, with_surrogate(graph, "triangle")):
         point = x.clone().requires_grad_(True)
         gradients.append(torch.autograd.grad(F.cross_entropy(module(point), y), point)[0])
     assert gradients[0].abs().max() > 0

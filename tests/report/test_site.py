@@ -193,7 +193,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("site") / "out"
-    site.build(two_boards(), out)
+    site.build_site(two_boards(), out)
     return out
 
 
@@ -296,9 +296,13 @@ def test_rules_are_read_off_the_card() -> None:
 
 
 def test_rules_drawn_at_random_are_those_of_the_assignment() -> None:
-    from robustbench_bio.rules.assign import RANDOM_RULES
+    from robustbench_bio.rules.assign import _drawn
 
-    assert cell_views.RANDOM_RULES == RANDOM_RULES
+    contest = board()
+    one = zoo_entry("random-darts", contest, 0.05, 0, "sound")
+    for rule in ("random:3", "random:3:usf+bp"):
+        card = one.card.model_copy(update={"rule": rule})
+        assert set(cell_views.card_rules(one.model_copy(update={"card": card}))) == set(_drawn(rule, 500))
 
 
 def test_a_page_shows_every_field_of_the_card_and_every_measurement(pages: dict[str, Page]) -> None:
@@ -549,7 +553,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_equal_boards_make_equal_sites_and_progress_ends(built: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int, str]] = []
-    paths = site.build(two_boards(), tmp_path / "out", lambda *step: told.append(step))
+    paths = site.build_site(two_boards(), tmp_path / "out", lambda *step: told.append(step))
     assert contents(tmp_path / "out") == contents(built)
     assert {path.relative_to(tmp_path / "out").as_posix() for path in paths} == set(contents(built))
     assert [done for done, _, _ in told] == list(range(1, told[-1][1] + 1))
@@ -557,7 +561,7 @@ def test_equal_boards_make_equal_sites_and_progress_ends(built: Path, tmp_path: 
 
 def test_a_build_that_breaks_leaves_the_old_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, boards = tmp_path / "out", two_boards()
-    site.build(boards, out)
+    site.build_site(boards, out)
     before = contents(out)
     honest: Callable[[Entry], Any] = views.measured_rows
 
@@ -569,14 +573,14 @@ def test_a_build_that_breaks_leaves_the_old_site(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(views, "measured_rows", breaks)
     boards["digits-linf"][1].pop()
     with pytest.raises(RuntimeError, match="full disk"):
-        site.build(boards, out)
+        site.build_site(boards, out)
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_swap_that_fails_puts_the_old_site_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, boards = tmp_path / "out", two_boards()
-    site.build(boards, out)
+    site.build_site(boards, out)
     before = contents(out)
     rename = Path.rename
 
@@ -588,7 +592,7 @@ def test_a_swap_that_fails_puts_the_old_site_back(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "rename", breaks)
     boards["digits-linf"][1].pop()
     with pytest.raises(UserError, match="Permission denied: name another folder"):
-        site.build(boards, out)
+        site.build_site(boards, out)
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -596,10 +600,10 @@ def test_a_swap_that_fails_puts_the_old_site_back(tmp_path: Path, monkeypatch: p
 def test_a_new_site_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     out, boards = tmp_path / "out", two_boards()
     out.mkdir()  # an empty folder holds nothing to lose
-    site.build(boards, out)
+    site.build_site(boards, out)
     (out / ".DS_Store").write_bytes(b"desktop")
     gone = boards["digits-linf"][1].pop()
-    site.build(boards, out)
+    site.build_site(boards, out)
     assert not (out / "models" / "digits-linf" / f"{gone.model}.html").exists()
     assert (out / "models" / "digits-linf" / "bp-darts.html").exists()
 
@@ -610,15 +614,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     thesis.mkdir()
     (thesis / "chapter.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"expected a site built before in .*thesis"):
-        site.build(boards, thesis)
+        site.build_site(boards, thesis)
     with pytest.raises(UserError, match="expected a folder for the site, got the file"):
-        site.build(boards, thesis / "chapter.tex")
+        site.build_site(boards, thesis / "chapter.tex")
     out = tmp_path / "out"
-    site.build(boards, out)
+    site.build_site(boards, out)
     (out / ".git").mkdir()
     (out / ".git" / "HEAD").write_text("ref: refs/heads/pages")
     with pytest.raises(UserError, match=r"expected only the site in .*, got also \.git/HEAD"):
-        site.build(boards, out)
+        site.build_site(boards, out)
     assert (out / ".git" / "HEAD").exists()
     assert contents(thesis) == {"chapter.tex": b"years of work"}
 
@@ -626,18 +630,18 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 def test_entries_stand_on_their_own_board_only(tmp_path: Path) -> None:
     contest = board()
     with pytest.raises(UserError, match="expected entries of digits-linf, linf 8/255, got tiny of other"):
-        site.build({"digits-linf": (contest, [entry(contest=board("other"))])}, tmp_path / "out")
+        site.build_site({"digits-linf": (contest, [entry(contest=board("other"))])}, tmp_path / "out")
     with pytest.raises(UserError, match="each model once"):
-        site.build({"digits-linf": (contest, [entry(), entry(seed=1)])}, tmp_path / "out")
+        site.build_site({"digits-linf": (contest, [entry(), entry(seed=1)])}, tmp_path / "out")
     with pytest.raises(UserError, match="calls itself digits-linf"):
-        site.build({"digits": (contest, [])}, tmp_path / "out")
+        site.build_site({"digits": (contest, [])}, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_board_without_entries_has_a_page(tmp_path: Path) -> None:
-    site.build({"digits-linf": (board(), [])}, tmp_path / "out")
+    site.build_site({"digits-linf": (board(), [])}, tmp_path / "out")
     assert "0 networks" in (tmp_path / "out" / "index.html").read_text("utf-8")
-    site.build({}, tmp_path / "out")
+    site.build_site({}, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
@@ -703,7 +707,7 @@ def test_browser_sorts_by_mouse_and_by_keyboard_and_remembers(visit: Callable[..
 def test_browser_shows_the_first_hundred_rows_until_asked_for_all(browser: Any, tmp_path: Path) -> None:
     contest = board(n_examples=8)
     many = [entry(f"m{i}", contest, 0.0005 * i, i, gallery=None) for i in range(104)]
-    site.build({contest.name: (contest, many)}, tmp_path / "out")
+    site.build_site({contest.name: (contest, many)}, tmp_path / "out")
     page = browser.new_page()
     page.goto((tmp_path / "out" / "index.html").as_uri())
     rows = page.locator("#entries tbody tr")
@@ -828,6 +832,6 @@ def test_browser_text_stands_out_by_day_and_night(visit: Callable[..., Any], sch
 def test_the_committed_boards_make_a_site_with_a_page_for_every_entry(tmp_path: Path) -> None:
     boards = {name: (catalog.board(name), [catalog.entry(file) for file in catalog.entry_files(name)])
               for name in catalog.board_names()}  # fmt: skip
-    written = {path.name for path in site.build(boards, tmp_path / "site")}
+    written = {path.name for path in site.build_site(boards, tmp_path / "site")}
     assert sum(len(entries) for _, entries in boards.values()) >= 17
     assert {f"{entry.model}.html" for _, entries in boards.values() for entry in entries} <= written

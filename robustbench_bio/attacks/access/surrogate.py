@@ -26,17 +26,13 @@ _STAIRS = {_aten.round.default, _aten.floor.default, _aten.ceil.default, _aten.t
 _CASTS = {_aten._to_copy.default, torch.ops.prims.convert_element_type.default}
 
 
-def with_surrogates(graph: fx.GraphModule, name: str) -> fx.GraphModule:
+def with_surrogate(graph: fx.GraphModule, name: str) -> fx.GraphModule:
     """Return a copy of a traced forward pass with equal outputs, whose steps hand down a surrogate's gradient.
 
     A step is a comparison whose answer is turned into a number or multiplied, a sign, or a Heaviside function: it
     gets the surrogate's derivative at its distance from the threshold. Stairs (round, floor, ceil, trunc) get a
     derivative of one whatever the surrogate, the slope that they have on average. Selections such as maximum, ReLU
     and `where` keep their exact gradient.
-
-    Args:
-        graph: what `trace` returns.
-        name: of a surrogate.
 
     Raises:
         UserError: no such surrogate, or a forward pass without steps.
@@ -52,7 +48,7 @@ def with_surrogates(graph: fx.GraphModule, name: str) -> fx.GraphModule:
 
 
 def has_steps(graph: fx.GraphModule) -> bool:
-    """Tell whether a traced forward pass holds a step or a stair that `with_surrogates` would replace."""
+    """Tell whether a traced forward pass holds a step or a stair that `with_surrogate` would replace."""
     return any(
         node.target in _SIGNS
         or node.target in _STAIRS

@@ -34,7 +34,7 @@ TOLERANCE = 1e-3
 
 
 class Untraceable(Exception):
-    """The forward pass cannot be recorded; the message says why."""
+    """The forward pass cannot be recorded; the message tells why."""
 
 
 def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
@@ -109,10 +109,10 @@ def _records(model: nn.Module, x: Tensor) -> Iterator[fx.GraphModule]:
         yield graph
 
 
-def _recorded(model: nn.Module, probe: Tensor, x: Tensor, mode: _Mode) -> fx.GraphModule:
+def _recorded(model: nn.Module, batch: Tensor, x: Tensor, mode: _Mode) -> fx.GraphModule:
     try:
         with torch.no_grad(), seeded_by_input("trace", x=x):
-            graph = make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(probe)
+            graph = make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(batch)
     except Exception as error:  # noqa: BLE001  (whatever the user's code raises inside a trace)
         raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
     assert isinstance(graph, fx.GraphModule)  # noqa: S101

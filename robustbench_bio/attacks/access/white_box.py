@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustbench_bio.attacks.access.mean_prediction import MeanPrediction, mean_prediction, seeded_by_input
-from robustbench_bio.attacks.access.surrogate import with_surrogates
+from robustbench_bio.attacks.access.surrogate import with_surrogate
 from robustbench_bio.attacks.access.trace import TOLERANCE, Untraceable, laid_out, trace
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.surrogates import surrogate
@@ -103,7 +103,7 @@ class WhiteBoxModel:
         return torch.cat([graph(laid_out(graph, part)) for part in torch.split(x, _rows_per_pass(x))])
 
     def fooled(self, x: Tensor, y: Tensor) -> Tensor:
-        """Tell which inputs the network misclassifies in float32: bool [n]. Close calls are the network's own."""
+        """Tell which inputs the network misclassifies in float32: bool [n]. The network decides narrow leads."""
         scores = self.scores(x)
         lead, fooled = margin(scores, y), scores.argmax(1) != y
         return self._asked(x, y, fooled, (lead.abs() <= _doubt(scores)) & (self._graph is not None))
@@ -190,7 +190,7 @@ class WhiteBoxModel:
             if self.kind.surrogate:
                 if not isinstance(forward, fx.GraphModule):
                     raise UserError(f"expected a network that can be traced for a surrogate, got {self._untraceable}")
-                forward = with_surrogates(forward, self.kind.surrogate)
+                forward = with_surrogate(forward, self.kind.surrogate)
             if self.precision == "bfloat16":
                 forward = self._in_half(forward, x)
             self._forward = forward

@@ -40,10 +40,7 @@ class Job:
     Attributes:
         net: the network; counts what it is asked.
         attack: our attack, for its parameters.
-        threat: what is allowed.
         shape: (C, H, W) of the inputs.
-        classes: number of logits.
-        device: of inputs and network.
         seed: for libraries that want one; the global generators are seeded already.
         notice: takes what a reader of the result should know.
     """
@@ -155,8 +152,6 @@ class Peer(Attack):
     shared out evenly: each example of a batch has the rounded mean. Steps are not known and stored as 0.
 
     Args:
-        backend: name of the library.
-        attack: name of our attack.
         native: our attack with its parameters.
         theirs: how the library runs it.
     """

@@ -20,7 +20,7 @@ from robustbench_bio.records.board import Board
 from robustbench_bio.records.entry import Entry
 from robustbench_bio.report.palette import style_sheet
 from robustbench_bio.report.site import cells, gallery, plots, views
-from robustbench_bio.report.tables import percent
+from robustbench_bio.report.tables import bounds, percent
 
 #: The file by which a folder is known as a site; it lists what the build wrote.
 MARKER = ".biorobust-site.json"
@@ -29,13 +29,11 @@ MARKER = ".biorobust-site.json"
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 
-def build(boards: dict[str, tuple[Board, list[Entry]]], out: Path, progress: Progress | None = None) -> list[Path]:
+def build_site(boards: dict[str, tuple[Board, list[Entry]]], out: Path, progress: Progress | None = None) -> list[Path]:
     """Write the site of some boards; the one that was there before stays until the new one is whole.
 
-    Args:
-        boards: name → board and its entries, in any order.
-        out: folder of the site; made anew, with all that was in it.
-        progress: called with pages done, their number, and the page's path.
+    `out` is made anew, with all that was in it. `progress` is called with pages done, their number, and the page's
+    path.
 
     Returns:
         Paths of all files of the site.
@@ -203,7 +201,7 @@ def _environment() -> jinja2.Environment:
     )
     filters = (
         percent,
-        views.bounds,
+        bounds,
         views.board_threat,
         views.value_text,
         views.reference_address,

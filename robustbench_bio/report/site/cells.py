@@ -3,19 +3,16 @@
 from markupsafe import Markup
 
 from robustbench_bio.records.entry import Entry
-from robustbench_bio.records.genotype import SUFFIXES
+from robustbench_bio.records.genotype import RANDOM_RULES, SUFFIXES
 from robustbench_bio.records.motifs import MotifGenotype, reduction_cells
 from robustbench_bio.report import drawing, motif_drawing
 from robustbench_bio.report.rendering import Key, svg
-
-#: What a network under `random:SEED` draws from; `rules.assign` says so too, but loads torch.
-RANDOM_RULES = ("usf", "brsf", "frsf", "fa")
 
 
 def card_rules(entry: Entry) -> list[str]:
     """Return the rules that a card assigns, each once; of `random:SEED` those that it draws from.
 
-    A genotype of motifs prescribes none, so that its layers learn by bp where the card says no more.
+    A genotype of motifs prescribes none, so that its layers learn by bp where the card names none.
     """
     rules: dict[str, None] = {}
     genotype = entry.genotype
@@ -65,7 +62,7 @@ def cell_keys(entry: Entry) -> list[Key]:
 
 
 def _reductions(entry: Entry, genotype: MotifGenotype) -> frozenset[int]:
-    """Return which cells halve the map; the card says how images are coded."""
+    """Return which cells halve the map; the card tells how images are coded."""
     nets = (entry.card.net, *(network.net for network in entry.card.datasets.values()))
     frames = any(net.get("coding") == "frames" for net in nets)
     return reduction_cells(len(genotype.cells), "frames" if frames else "direct")

@@ -49,8 +49,7 @@ def followed_gradient(entry: Entry) -> str:
 def png(pixels: NDArray[np.uint8]) -> str:
     """Return an image as a data URI.
 
-    Args:
-        pixels: [3, H, W] for colours; of any other number of channels the first is shown in grey.
+    pixels [3, H, W] are colours; of any other number of channels the first is shown in grey.
     """
     colours = pixels.shape[0] == 3
     rows = pixels.transpose(1, 2, 0) if colours else pixels[0]

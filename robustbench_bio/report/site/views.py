@@ -18,32 +18,28 @@ from robustbench_bio.records.threat import format_eps
 from robustbench_bio.report.rendering import Key
 from robustbench_bio.report.site import plots
 from robustbench_bio.report.site.cells import card_rules
-from robustbench_bio.report.tables import percent
+from robustbench_bio.report.tables import NONE, bounds, percent
 
-#: What an entry without a diagnosis says instead of a verdict.
+#: What an entry without a diagnosis shows instead of a verdict.
 UNDIAGNOSED = "undiagnosed"
-
-#: What a missing number looks like.
-NONE = "–"
 
 
 class Place(NamedTuple):
-    """An entry and where it stands.
+    """An entry and its place on a board.
 
     Attributes:
-        board: its board.
-        row: the entry and its rank range.
+        ranked: the entry and its rank range.
         order: its place from 0 in the board's order.
     """
 
     board: Board
-    row: RankedEntry
+    ranked: RankedEntry
     order: int
 
     @property
     def entry(self) -> Entry:
         """The entry."""
-        return self.row.entry
+        return self.ranked.entry
 
     @property
     def page(self) -> str:
@@ -54,11 +50,6 @@ class Place(NamedTuple):
     def verdict(self) -> str:
         """The verdict, or that there is none."""
         return self.entry.finding.verdict if self.entry.finding else UNDIAGNOSED
-
-
-def bounds(interval: tuple[float, float]) -> str:
-    """Return an interval of fractions in percent."""
-    return f"[{percent(interval[0])}, {percent(interval[1])}]"
 
 
 def board_threat(board: Board) -> str:
@@ -186,7 +177,7 @@ def index_row(place: Place) -> dict[str, Any]:
         "rules": rules,
         "verdict": place.verdict,
         "order": place.order,
-        "rank": [place.row.best, place.row.worst],
+        "rank": [place.ranked.best, place.ranked.worst],
         "model": entry.model,
         "clean": entry.scores.clean_accuracy,
         "worst": entry.scores.worst_case,
@@ -205,7 +196,7 @@ def contest(board: Board, places: Iterable[Place]) -> dict[str, Any]:
             {
                 "model": place.entry.model,
                 "title": place.entry.card.title,
-                "rank": place.row.rank,
+                "rank": place.ranked.rank,
                 "page": place.page,
                 "n": place.entry.n,
                 "slice": place.entry.measurements[0].spec.data_sha256,
