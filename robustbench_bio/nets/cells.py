@@ -141,9 +141,7 @@ class CellNet(Net):
         super().__init__(inputs)
         if not isinstance(genotype, Genotype):
             kind = type(genotype).__name__
-            raise UserError(
-                f"expected a genotype of cells for the network cells, got {kind}: read it with Genotype.read(path)"
-            )
+            raise UserError(f"expected a genotype of cells for the network cells, got {kind}: read a file of cells")
         choice("stem", stem, get_args(Stem))
         choice("skip_rule", skip_rule, get_args(SkipRule))
         whole("channels", channels, 2 if stem == "imagenet" else 1)

@@ -200,14 +200,14 @@ class Entry(Record):
 
     @field_validator("schema_version", mode="before")
     @classmethod
-    def _known_schema(cls, found: object) -> object:
-        if isinstance(found, int) and found > SCHEMA:
+    def _known_schema(cls, version: object) -> object:
+        if isinstance(version, int) and version > SCHEMA:
             raise ValueError(
-                f"expected {SCHEMA}, got {found}: this entry is newer than robustbench-bio here, update it"
+                f"expected {SCHEMA}, got {version}: this entry is newer than robustbench-bio here, update it"
             )
-        if found == 1:
+        if version == 1:
             raise ValueError(f"expected {SCHEMA}, got 1: bring the board up to date with biorobust leaderboard migrate")
-        return found
+        return version
 
     @model_validator(mode="after")
     def _follows_from_its_outcomes(self) -> Self:
