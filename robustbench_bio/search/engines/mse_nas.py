@@ -145,6 +145,8 @@ class _MotifSearch:
         while algorithm.has_next():
             generation += 1
             genomes = [self._canonical(genome) for genome in algorithm.ask()]
+            if not genomes:
+                break
             finished = self._score(genomes, generation, progress)
             for genome in genomes:
                 if _key(genome) not in self.table:
