@@ -366,6 +366,23 @@ def test_pools_and_zero_equal_their_formulas(stride: int):
     assert isinstance(operation("skip_connect", 3, stride), FactorizedReduce if stride == 2 else nn.Identity)
 
 
+CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+def test_an_average_pool_is_torchs_own_that_takes_a_copy_on_a_gpu(device: str):
+    ours, theirs = operation("avg_pool_3x3", 4, 2).to(device), nn.AvgPool2d(3, 2, 1, count_include_pad=False)
+    assert repr(ours) == repr(theirs)
+    x = noise(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+    weight = noise(2, 4, 4, 4, seed=1)
+    gradients = []
+    for pool, where in ((ours, device), (theirs, "cpu")):
+        leaf = x.to(where).requires_grad_(True)
+        (pool(leaf) * weight.to(where)).sum().backward()
+        gradients.append(leaf.grad.cpu())
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
 def test_reduction_cell_wires_its_edges_as_the_genotype_says():
     genotype = Genotype(
         name="wiring",
