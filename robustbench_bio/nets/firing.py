@@ -18,26 +18,20 @@ BATCH = 64
 
 
 class Neurons(NamedTuple):
-    """A layer of neurons.
-
-    Attributes:
-        layer: its name.
-        size: number of neurons.
-        spikes: of all of them for one example, mean.
-        rate: share of neurons × time steps that spike.
-    """
+    """A layer of neurons."""
 
     layer: str
     size: int
     spikes: float
+    """Of all of them for one example, mean."""
     rate: float
+    """Share of neurons × time steps that spike."""
 
 
 class Synapses(NamedTuple):
     """The operations of a Conv2d or Linear layer for one example, means.
 
     Attributes:
-        layer: its name.
         accumulates: a weight is added for each spike and each output that the spike reaches.
         macs: multiply-accumulates, at every time step, of a layer that is given other numbers than spikes.
         repeated: those of `macs` that do nothing but the first time step's work on a still image once more.
@@ -53,19 +47,14 @@ class Synapses(NamedTuple):
 
 @dataclass(frozen=True)
 class Firing:
-    """What happens in a spiking network, on average over examples.
-
-    Attributes:
-        steps: T.
-        examples: that were looked at.
-        neurons: layer by layer, in the order in which they fire.
-        synapses: layer by layer, in registration order.
-    """
+    """What happens in a spiking network over T steps, on average over examples."""
 
     steps: int
     examples: int
     neurons: list[Neurons]
+    """In the order in which they fire."""
     synapses: list[Synapses]
+    """In registration order."""
 
     @property
     def rate(self) -> float:
@@ -139,16 +128,9 @@ def firing(model: nn.Module, x: Tensor) -> Firing:
 
 
 class _Counts:
-    """What is counted while batches pass through a network.
+    """What is counted while batches pass through a network over T steps; `still` ones show each the same image.
 
-    Args:
-        layers: that take spikes.
-        steps: T.
-        still: whether each step shows the same image.
-
-    Attributes:
-        examples: in this batch.
-        fired: whether any neuron has fired for this batch.
+    `examples` and `fired`, whether any neuron has, are of the batch that passes.
     """
 
     def __init__(self, layers: Iterable[str], steps: int, still: bool) -> None:

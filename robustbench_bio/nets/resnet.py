@@ -45,12 +45,8 @@ class ResNet(Net):
     law "kaiming" has the right scale.
 
     Args:
-        inputs: what the network is built for.
         depth: 20, 32, 44, 56 or 110 weight layers.
         width: channels of the first stage; each later stage doubles them.
-
-    Raises:
-        UserError: a value out of its range.
     """
 
     def __init__(self, inputs: Inputs, *, depth: int = 20, width: int = 16) -> None:

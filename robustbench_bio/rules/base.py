@@ -1,9 +1,8 @@
 """What a learning rule is: the owner of the backward pass."""
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -203,16 +202,3 @@ class _Rules(Registry[type[Rule] | type[NetworkRule]]):
 
 
 RULES = _Rules("rule", "robustbench_bio.rules")
-
-
-@contextlib.contextmanager
-def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Put the models into eval mode for the duration of the block; each of their modules gets its mode back."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

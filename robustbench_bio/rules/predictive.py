@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.nets.base import Net
-from robustbench_bio.rules.base import RULES, InputGradient, Loss, NetworkRule, eval_mode
+from robustbench_bio.nets.base import Net, eval_mode
+from robustbench_bio.rules.base import RULES, InputGradient, Loss, NetworkRule
 from robustbench_bio.rules.options import RuleOptions
 
 
@@ -97,11 +97,6 @@ class PredictiveCoding(NetworkRule):
 
     Stages run in eval mode and without autocast: dropout and batch statistics have no place in an energy, so
     inference draws nothing and moves no buffer; batch normalisation acts with its running statistics.
-
-    Args:
-        model: a network whose `chain` gives its stages.
-        assignment: each of its weight layers → "pc".
-        values: of the rules' options, as `attach` has checked them; see `PredictiveOptions`.
 
     Raises:
         UserError: the network is not a chain, or an option is out of range.

@@ -16,9 +16,8 @@ from robustbench_bio.attacks.pgd import PGD
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.core.rng import ExampleRng
-from robustbench_bio.nets.base import Net
+from robustbench_bio.nets.base import Net, eval_mode
 from robustbench_bio.records.threat import Threat, check_eps, parse_eps
-from robustbench_bio.rules.base import eval_mode
 
 FitnessKind = Literal["accuracy", "loss", "robust"]
 

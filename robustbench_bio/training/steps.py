@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustbench_bio.core.errors import DivergedError
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.nets.base import Net
+from robustbench_bio.nets.base import Net, eval_mode
 from robustbench_bio.records.base import Precision
 from robustbench_bio.rules import RuleSet
 
@@ -134,11 +134,9 @@ class Stopwatch:
 @torch.no_grad()
 def accuracy(net: Net, x: Tensor, y: Tensor, batch_size: int = 500) -> float:
     """Return the fraction of uint8 images [N, C, H, W] that the network classifies correctly in eval mode."""
-    was_training = net.training
-    net.eval()
-    correct = sum(
-        int((net(xs.float() / 255).argmax(1) == ys).sum())
-        for xs, ys in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
-    )
-    net.train(was_training)
+    with eval_mode(net):
+        correct = sum(
+            int((net(xs.float() / 255).argmax(1) == ys).sum())
+            for xs, ys in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+        )
     return correct / len(y)
