@@ -25,13 +25,7 @@ from robustbench_bio.training import loop
 
 
 class Scored(NamedTuple):
-    """A candidate with its scores.
-
-    Attributes:
-        genotype: its cells.
-        scores: name → value, as `Fitness.measure` returns them.
-        fitness: the larger the better.
-    """
+    """A candidate with its scores, as `Fitness.measure` returns them, and their sum, the larger the better."""
 
     genotype: Genotype
     scores: CandidateScores
@@ -76,12 +70,7 @@ class CandidateScorer(Scorer):
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateEngine(Engine):
-    """An engine that trains every candidate for a few epochs and keeps the best.
-
-    Args:
-        epochs: of each candidate's training, by SGD with a cosine to zero.
-        batch_size, lr: of that training.
-    """
+    """An engine that trains every candidate for a few epochs by SGD with a cosine to zero, and keeps the best."""
 
     terms: ClassVar[frozenset[str]] = frozenset({"accuracy", "loss", "robust"})
     fitness: ClassVar[str] = "accuracy"

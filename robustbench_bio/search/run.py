@@ -34,17 +34,12 @@ class SearchRequest:
 
     Attributes:
         space: name of a search space, or path of one that ends in .toml.
-        engine: name of an engine.
         dataset: name of a data set, or path of an .npz.
         params: hyper-parameters of the engine.
-        channels, layers: size of the networks; the space's own by default.
-        seed: of everything random.
-        fitness: what makes a candidate good, see `Fitness.read`.
+        fitness: see `Fitness.read`.
         executor: "local" or "ray".
         workers: processes that score candidates; as many as there are cores by default, one on a GPU.
-        device: where networks are.
         precision: "float32" or "bfloat16", of forward and backward passes.
-        data_root: where data sets lie.
         data_file: an .npz that stands in for the data set.
     """
 
@@ -66,15 +61,7 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class SearchRun:
-    """A search and what it left.
-
-    Attributes:
-        request: what was asked for.
-        engine: with its hyper-parameters.
-        task: what it searched with.
-        result: genotype and trace.
-        folder: holds genotype, trace, plots and checkpoint.
-    """
+    """A search and what it left; `folder` holds genotype, trace, plots and checkpoint."""
 
     request: SearchRequest
     engine: Engine[Any]
@@ -98,16 +85,8 @@ def run_search(
     time leaves the best genotype so far.
 
     Images smaller than 16 pixels take the settings in `Engine.small` where nothing else is given: the published
-    ones would take hours and need larger images.
-
-    Args:
-        request: what to search.
-        folder: where the outcome goes.
-        max_minutes: stop after this time; the next call continues.
-        progress: called as the search goes on.
-
-    Raises:
-        UserError: an unknown name, a value out of its range, or a data set too small to split.
+    ones would take hours and need larger images. Raises `UserError` for an unknown name, a value out of its range, or a
+    data set too small to split.
     """
     started = time.monotonic()
     if max_minutes is not None and not max_minutes > 0:

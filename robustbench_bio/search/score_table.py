@@ -11,11 +11,6 @@ class ScoreTable:
     """Candidate, as text, → its scores.
 
     A search that continues goes through its candidates from the first again: those in the table cost nothing.
-
-    Args:
-        task: gives executor, deadline and checkpoint.
-        engine: of the search.
-        scorer: how one candidate is scored.
     """
 
     def __init__(self, task: SearchTask[Any], engine: Engine[Any], scorer: Scorer) -> None:

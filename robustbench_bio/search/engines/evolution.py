@@ -35,9 +35,6 @@ class Evolution(CandidateEngine):
         population: candidates that are alive.
         sample: candidates that compete to be a parent.
         offspring: children of one round.
-
-    Raises:
-        UserError: a value out of its range.
     """
 
     small: ClassVar[Mapping[str, Any]] = MappingProxyType(

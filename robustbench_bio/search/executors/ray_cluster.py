@@ -6,8 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 
@@ -22,17 +21,12 @@ from robustbench_bio.search.executors.base import (
 )
 
 
-@dataclass(frozen=True)
-class _StoredScorer:
-    """A scorer in Ray's object store, which a worker fetches once.
-
-    Attributes:
-        key: names the scorer.
-        reference: list of the one reference; Ray would fetch a bare one for every job.
-    """
+class _StoredScorer(NamedTuple):
+    """A scorer in Ray's object store, which a worker fetches once by its key."""
 
     key: str
     reference: list[Any]
+    """The one reference in a list; Ray would fetch a bare one for every job."""
 
 
 @final

@@ -24,12 +24,7 @@ from robustbench_bio.training.steps import accuracy
 
 
 class PreparedImages(NamedTuple):
-    """What all genotypes are scored with.
-
-    Attributes:
-        stimuli: batches x [B, C, H, W] in [0, 1].
-        examples: the fit half.
-    """
+    """What all genotypes are scored with: stimuli in batches x [B, C, H, W] in [0, 1], and the fit half."""
 
     stimuli: list[Tensor]
     examples: Examples

@@ -132,13 +132,8 @@ def _stack(
 ) -> tuple[Tensor, ...]:
     """Return rows [M, C] of Σ factor·variant for each edge, and what is to be added to each, [edges, C].
 
-    Args:
-        x: [N, C, H, W], which all variants see.
-        expected: its mean [C].
-        variants: separable convolutions of each.
-        geometries: of the depthwise convolutions in a row.
-        factors: [variants].
-        edges: how many of the variants, which lie side by side, belong to each edge.
+    All variants see x [N, C, H, W] of mean `expected` [C]; `edges` says how many of them, which lie side by side,
+    belong to each edge. `geometries` are those of the depthwise convolutions in a row.
     """
     n, channels = len(variants), x.shape[1]
     if n > 1:
