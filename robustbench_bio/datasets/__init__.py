@@ -9,7 +9,7 @@ from pathlib import Path
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.datasets.base import DATASETS, SPLITS, Dataset, Examples, Split
-from robustbench_bio.datasets.npz import open_npz
+from robustbench_bio.datasets.npz import NpzDataset, NpzStandIn
 
 __all__ = ["DATASETS", "SPLITS", "Dataset", "Examples", "Split", "default_root", "load_examples", "open_dataset"]
 
@@ -23,21 +23,17 @@ def default_root() -> Path:
 
 
 def open_dataset(name: str, data_file: str | Path | None = None) -> Dataset:
-    """Return a data set by name, or the one in an .npz file; reads no images yet.
+    """Return a data set by name, or the one in an .npz file (see `npz.NpzDataset`); reads no images yet.
 
-    Args:
-        name: a registered name, or a path that ends in .npz (see `npz.NpzDataset`).
-        data_file: an .npz file whose images stand in for those of the named data set.
-
-    Raises:
-        UserError: unknown name, no such file, or two files.
+    The images of `data_file` stand in for those of a data set by name. Raises `UserError` for an unknown name, a file
+    that is not there, or two files.
     """
     if name.endswith(".npz"):
         if data_file is not None:
             raise UserError(f"expected one file, got {name} and {data_file}: leave one out")
-        return open_npz(Path(name).expanduser())
+        return NpzDataset(Path(name).expanduser())
     named = DATASETS.get(name)()
-    return named if data_file is None else open_npz(Path(data_file).expanduser(), name, named)
+    return named if data_file is None else NpzStandIn(Path(data_file).expanduser(), name, named)
 
 
 def load_examples(
@@ -61,10 +57,9 @@ def load_examples(
         UserError: an unknown name or split, a number of examples that is not there, or missing data.
     """
     source = open_dataset(dataset, data_file)
-    known = {known: known for known in SPLITS}
-    if split not in known:
-        raise UserError(unknown("split", split, list(SPLITS)))
+    if split not in SPLITS:
+        raise UserError(unknown("split", split, SPLITS))
     if n_examples is not None and n_examples < 1:  # before a download, not after it
         raise UserError(f"expected n_examples >= 1, got {n_examples}")
     root = default_root() if data_root is None else Path(data_root).expanduser()
-    return source.load(known[split], root, n_examples)
+    return source.load(split, root, n_examples)

@@ -18,20 +18,10 @@ def load_data(
     data_root: str | Path | None = None,
     data_file: str | Path | None = None,
 ) -> "tuple[Tensor, Tensor]":
-    """Return the first examples of a split as tensors, ready for `evaluate`.
-
-    Args:
-        dataset: a registered name, or a path that ends in .npz.
-        split: "train" or "test".
-        n_examples: how many; all by default.
-        data_root: folder of downloaded data.
-        data_file: an .npz that stands in for the named data set.
+    """Return the first examples of a split as tensors, ready for `evaluate`: arguments and errors of `load_examples`.
 
     Returns:
         x float32 [N, C, H, W] in [0, 1], y int64 [N].
-
-    Raises:
-        UserError: unknown name, missing data, or more examples asked for than there are.
     """
     return tensors(datasets.load_examples(dataset, split, n_examples, data_root=data_root, data_file=data_file))
 

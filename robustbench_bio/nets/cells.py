@@ -30,14 +30,7 @@ class Cell(nn.Module):
     """
 
     def __init__(
-        self,
-        genotype: Genotype,
-        c_prev_prev: int,
-        c_prev: int,
-        channels: int,
-        *,
-        reduction: bool,
-        reduction_prev: bool,
+        self, genotype: Genotype, c_prev_prev: int, c_prev: int, channels: int, *, reduction: bool, reduction_prev: bool
     ) -> None:
         super().__init__()
         shrink = FactorizedReduce if reduction_prev else pointwise
@@ -73,12 +66,6 @@ def auxiliary_head(channels: int, classes: int, size: tuple[int, int], stem: Ste
     map of 2×2 after the pool. Where the published pool gives another size, an adaptive pool to 2×2 stands in
     its place: with the CIFAR stem, maps smaller than 8×8 (images smaller than 32×32), where the released code
     fails. The ImageNet head has no second batch norm, as published.
-
-    Args:
-        channels: of the map.
-        classes: number of labels.
-        size: (height, width) of the map.
-        stem: which of the two heads.
     """
     stride = 3 if stem == "cifar" else 2
     published = all(side >= 5 and (side - 5) // stride + 1 == 2 for side in size)

@@ -68,29 +68,14 @@ class Firing:
         return sum(layer.spikes for layer in self.neurons)
 
     @property
-    def accumulates(self) -> float:
-        """Synaptic operations for one example: spikes × fan-out."""
-        return sum(layer.accumulates for layer in self.synapses)
-
-    @property
-    def macs(self) -> float:
-        """Multiply-accumulates for one example, of the layers that are given other numbers than spikes."""
-        return sum(layer.macs for layer in self.synapses)
-
-    @property
-    def repeated(self) -> float:
-        """Those of `macs` that a network spares that keeps the first layers' currents of a still image."""
-        return sum(layer.repeated for layer in self.synapses)
-
-    @property
-    def relu_macs(self) -> float:
-        """Multiply-accumulates for one example of the same network with ReLU instead of spikes."""
-        return sum(layer.relu_macs for layer in self.synapses)
+    def total(self) -> Synapses:
+        """The operations of all layers together."""
+        return Synapses("", *(sum(layer[i] for layer in self.synapses) for i in range(1, 5)))  # type: ignore[misc]
 
     @property
     def picojoules(self) -> float:
         """Estimated energy for one example, see `measure.spiking_picojoules`."""
-        return measure.spiking_picojoules(self.accumulates, self.macs)
+        return measure.spiking_picojoules(self.total.accumulates, self.total.macs)
 
 
 def spiking(model: nn.Module) -> bool:

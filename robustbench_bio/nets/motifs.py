@@ -20,10 +20,8 @@ Neurons = Callable[[], nn.Module]
 class Projection(nn.Module):
     """Neurons, what connects them, and a gate: currents [T, N, C, H, W] → currents.
 
-    Args:
-        neurons: spikes from currents.
-        synapses: currents from spikes, the same at each time step.
-        sign: "p" keeps what is positive, "n" what is negative, "" all.
+    `synapses` make currents from spikes, the same at each time step; sign "p" keeps what is positive, "n" what is
+    negative.
     """
 
     def __init__(self, neurons: nn.Module, synapses: nn.Module, sign: str = "") -> None:
@@ -42,11 +40,7 @@ class Halving(nn.Module):
 
     concat[conv0(x), conv1(x shifted by one pixel)] → further convolutions → batch norm, all 3×3 of stride 2. The
     released code has no more than one further convolution; as many as it takes are ours, as are sides of odd
-    length, where a row of zeros takes the place of the one that the shift pushes out.
-
-    Args:
-        c_in, c_out: channels.
-        times: how often to halve, one or more.
+    length, where a row of zeros takes the place of the one that the shift pushes out. `times` is one or more.
     """
 
     def __init__(self, c_in: int, c_out: int, times: int = 1) -> None:

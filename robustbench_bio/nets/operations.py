@@ -152,16 +152,10 @@ def row_then_column(channels: int, stride: int, affine: bool) -> nn.Sequential:
 
 
 def operation(name: str, channels: int, stride: int, affine: bool = True) -> nn.Module:
-    """Build an operation: [N, C, H, W] → [N, C, ⌈H/stride⌉, ⌈W/stride⌉].
+    """Build an operation, named without a rule's suffix: [N, C, H, W] → [N, C, ⌈H/stride⌉, ⌈W/stride⌉], stride 1 or 2.
 
-    Args:
-        name: without a rule's suffix, such as "sep_conv_3x3"; "skip_connect" of stride 1 is `nn.Identity`.
-        channels: C, the same before and after.
-        stride: 1 or 2.
-        affine: whether batch norm has a scale and shift. Pools have no batch norm; a supernet adds its own.
-
-    Raises:
-        KeyError: no such operation; names from a checked `Genotype` always exist.
+    "skip_connect" of stride 1 is `nn.Identity`. `affine` says whether batch norm has a scale and shift; pools have
+    none, a supernet adds its own. Raises `KeyError` for another name; those of a checked `Genotype` always exist.
     """
     if name not in OPERATIONS or name not in _BUILDERS:  # asked first: another module may still have to be imported
         raise KeyError(unknown("operation", name, _BUILDERS))

@@ -55,11 +55,7 @@ class Mlp(Chain):
     """
 
     def __init__(
-        self,
-        inputs: Inputs,
-        *,
-        hidden: Sequence[int] = (256, 128),
-        activation: Literal["relu", "tanh"] = "relu",
+        self, inputs: Inputs, *, hidden: Sequence[int] = (256, 128), activation: Literal["relu", "tanh"] = "relu"
     ) -> None:
         super().__init__(inputs)
         choice("activation", activation, ("relu", "tanh"))

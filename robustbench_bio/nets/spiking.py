@@ -32,9 +32,6 @@ class LIF(nn.Module):
         tau: τ ≥ 1, in time steps; 1 forgets at once.
         threshold: θ > 0.
         surrogate: name of the step's stand-in, as in gradients `surrogate:NAME`.
-
-    Raises:
-        UserError: a value out of its range, or no such surrogate.
     """
 
     def __init__(self, tau: float = 2.0, threshold: float = 0.5, surrogate: str = "triangle") -> None:
@@ -130,13 +127,8 @@ class TimedNet(Net):
 class FiringConv2d(nn.Conv2d):
     """A convolution whose output is the current of neurons of its own: what a rule of spike times can train.
 
-    The call is the plain convolution, spikes [T·N, Ci, H, W] → current; `neurons` then fire for the current over time.
-
-    Args:
-        c_in, c_out: channels.
-        kernel: side of the kernel, odd; the size of the map is kept.
-        steps: T.
-        neurons: that the current goes to.
+    The call is the plain convolution, spikes [T·N, Ci, H, W] → current, with an odd kernel that keeps the size of the
+    map; `neurons` then fire for the current over time.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, steps: int, neurons: LIF) -> None:

@@ -19,12 +19,7 @@ Precision = Literal["float32", "bfloat16"]
 Scalar = bool | int | float | str
 
 #: What pydantic calls the kinds of a `Scalar` or a list, in words.
-_KINDS = {
-    "bool": "true or false",
-    "float": "a finite number",
-    "str": "a text",
-    "list[int]": "a list of whole numbers",
-}
+_KINDS = {"bool": "true or false", "float": "a finite number", "str": "a text", "list[int]": "a list of whole numbers"}
 _ID = re.compile(r"[a-z0-9]+(?:[-.][a-z0-9]+)*")
 R = TypeVar("R", bound="Record")
 

@@ -20,18 +20,9 @@ OPERATIONS = Registry(
     "operation",
     "robustbench_bio.nets",
     group="robustbench_bio.networks",
-    known={
-        "none": False,
-        "max_pool_3x3": False,
-        "avg_pool_3x3": False,
-        "skip_connect": True,
-        "sep_conv_3x3": True,
-        "sep_conv_5x5": True,
-        "sep_conv_7x7": True,
-        "dil_conv_3x3": True,
-        "dil_conv_5x5": True,
-        "conv_7x1_1x7": True,
-    },
+    known=dict.fromkeys(("none", "max_pool_3x3", "avg_pool_3x3"), False)
+    | dict.fromkeys(("skip_connect", *(f"sep_conv_{k}x{k}" for k in (3, 5, 7))), True)
+    | dict.fromkeys(("dil_conv_3x3", "dil_conv_5x5", "conv_7x1_1x7"), True),
 )
 
 #: Rule → suffix of a primitive's name; a name without suffix means bp. Those of BioNAS are known without torch; any
@@ -59,12 +50,7 @@ def declare_suffix(rule: str, suffix: str) -> None:
 
 
 class Primitive(NamedTuple):
-    """An operation and the rule under which its convolutions learn.
-
-    Attributes:
-        operation: name without suffix, such as "sep_conv_3x3".
-        rule: name of a learning rule; "bp" for operations without weights.
-    """
+    """An operation, such as "sep_conv_3x3", and the rule under which its convolutions learn; "bp" if it has none."""
 
     operation: str
     rule: str
@@ -110,12 +96,7 @@ def parse_primitive(name: str) -> Primitive:
 
 
 class Edge(NamedTuple):
-    """One edge of a cell.
-
-    Attributes:
-        op: name of a primitive.
-        state: where it comes from: 0 and 1 are the cell's inputs, 2 is the first node, and so on.
-    """
+    """One edge of a cell: a primitive's name and a state, of which 0 and 1 are the cell's inputs, 2 the first node."""
 
     op: Annotated[str, Strict()]
     state: Annotated[int, Strict()]

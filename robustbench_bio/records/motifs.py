@@ -30,12 +30,7 @@ Coding = Literal["direct", "frames"]
 
 
 class Link(NamedTuple):
-    """A link in its parts.
-
-    Attributes:
-        kernel: side of the convolution; 0 where there is none.
-        sign: "p", "n" or "".
-    """
+    """A link in its parts: side of the convolution, 0 where there is none, and "p", "n" or ""."""
 
     kernel: int
     sign: str

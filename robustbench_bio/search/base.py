@@ -43,6 +43,10 @@ class Labelled(NamedTuple):
         """Return the same on a device."""
         return Labelled(self.x.to(device), self.y.to(device))
 
+    def examples(self) -> Examples:
+        """Return the same as a data set gives it."""
+        return Examples(self.x.cpu().numpy(), self.y.cpu().numpy(), np.arange(len(self.y)))
+
 
 #: Fields of a space that do not change what a search finds; width and depth are those of the task.
 _DECIDE_NOTHING = {"name", "title", "summary", "reference", "channels", "layers"}
@@ -88,8 +92,7 @@ class SearchTask(Generic[S]):
 
     def identity(self, engine: "Engine[S]") -> str:
         """Return a text of all that decides the outcome: a checkpoint of another one must not be continued."""
-        x, y = (torch.cat(pair).cpu().numpy() for pair in zip(self.fit, self.validation, strict=True))
-        data = Examples(x, y, np.arange(len(y)))
+        data = Labelled(*(torch.cat(pair) for pair in zip(self.fit, self.validation, strict=True))).examples()
         return json.dumps(
             {
                 "engine": [type(engine).__name__, dataclasses.asdict(engine)],

@@ -51,7 +51,7 @@ class CandidateScorer(Scorer):
     device: str
 
     def prepare(self) -> Examples:
-        return Examples(self.fit.x.numpy(), self.fit.y.numpy(), np.arange(len(self.fit.y)))
+        return self.fit.examples()
 
     def score(self, prepared: Examples, job: Genotype) -> CandidateScores:
         net = nets.build("cells", self.inputs, seed=self.seed, genotype=job, channels=self.channels, layers=self.layers)

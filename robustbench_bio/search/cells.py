@@ -13,23 +13,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def discretise(
-    space: Space, normal: "Tensor", reduce: "Tensor", *, name: str, source: str, weights: bool = False
-) -> Genotype:
+def discretise(space: Space, normal: "Tensor", reduce: "Tensor", *, name: str, source: str) -> Genotype:
     """Return the cells that the edges' weights favour (Liu et al. 2019, section 2.4).
 
     The strength of an edge is the largest weight of its primitives other than "none". Each node keeps its two
     strongest edges, the stronger one first, and on each the primitive with that weight. Among equals the
     first in the list wins.
 
-    `normal` and `reduce` are alphas [edges, primitives], whose softmax on each edge gives the weights; with `weights`
-    they are the weights. Raises `UserError` for another shape, `DivergedError` for values that are not finite.
+    `normal` and `reduce` are alphas [edges, primitives], whose softmax on each edge gives the weights. Raises
+    `UserError` for another shape, `DivergedError` for values that are not finite.
     """
-    cells = [_strongest(space, _rows(space, cell, weights)) for cell in (normal, reduce)]
+    cells = [_strongest(space, _weights(space, cell)) for cell in (normal, reduce)]
     return Genotype(name=name, source=source, normal=cells[0], reduce=cells[1])
 
 
-def _rows(space: Space, cell: "Tensor", weights: bool) -> list[list[float]]:
+def _weights(space: Space, cell: "Tensor") -> list[list[float]]:
     """Return the weights of each edge, in float64 so that ties are those of the numbers given."""
     shape = (len(space.sources), len(space.primitives))
     if tuple(cell.shape) != shape:
@@ -38,9 +36,8 @@ def _rows(space: Space, cell: "Tensor", weights: bool) -> list[list[float]]:
         raise DivergedError(
             "expected finite alphas, got infinity or not-a-number: the search diverged, lower its rates"
         )
-    cell = cell.detach().double()
-    rows: list[list[float]] = (cell if weights else cell.softmax(1)).tolist()
-    return rows
+    weights: list[list[float]] = cell.detach().double().softmax(1).tolist()
+    return weights
 
 
 class _Strength(NamedTuple):

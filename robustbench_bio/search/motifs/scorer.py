@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,8 +59,7 @@ class MotifScorer(Scorer):
         order = torch.randperm(len(self.fit.y), generator=torch_generator(self.seed, "stimuli"))
         chosen = order.repeat(1 + self.batches * size // len(order))[: self.batches * size]
         stimuli = [(self.fit.x[rows].float() / 255).to(self.device) for rows in torch.split(chosen, size)]
-        examples = Examples(self.fit.x.numpy(), self.fit.y.numpy(), np.arange(len(self.fit.y)))
-        return PreparedImages(stimuli, examples)
+        return PreparedImages(stimuli, self.fit.examples())
 
     def score(self, prepared: PreparedImages, job: MotifGenotype) -> CandidateScores:
         net = nets.build(

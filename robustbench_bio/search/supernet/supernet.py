@@ -38,13 +38,8 @@ class Mixing(NamedTuple):
 class SearchCell(nn.Module):
     """One cell with all its edges: two earlier outputs → concatenated nodes [N, nodes·channels, H, W].
 
-    Modules: `preprocess0`, `preprocess1` and `edges.<j>`, in the order of `Space.sources`.
-
-    Args:
-        c_prev_prev, c_prev: channels of the two inputs.
-        channels: of every node.
-        reduction: whether edges from the inputs have stride 2.
-        reduction_prev: whether the earlier input is twice as large as the later one.
+    Modules: `preprocess0`, `preprocess1` and `edges.<j>`, in the order of `Space.sources`. Arguments as in
+    `nets.cells.Cell`.
     """
 
     def __init__(
