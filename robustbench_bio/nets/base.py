@@ -83,10 +83,8 @@ class Net(nn.Module, ABC):
     def chain(self) -> list[nn.Module]:
         """Return stages with forward(x) == stage_L(… stage_1(x)), for rules that relax activities.
 
-        Each stage ends in one weight layer: μ_l = W_l f(z_{l−1}) + b_l.
-
-        Raises:
-            UserError: the network is not a chain.
+        Each stage ends in one weight layer: μ_l = W_l f(z_{l−1}) + b_l. Raises `UserError` for a network that is no
+        chain.
         """
         raise UserError(
             f"predictive coding expects a chain of layers, got a {type(self).__name__}: "

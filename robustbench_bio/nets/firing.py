@@ -159,9 +159,7 @@ class _Counts:
 def reached(layer: nn.Conv2d | nn.Linear, spikes: Tensor) -> float:
     """Return how many outputs a layer's input spikes reach, all together: Σ spikes × fan-out.
 
-    Args:
-        layer: with zeros for padding, if it pads.
-        spikes: {0, 1} [B, …], as the layer is given them.
+    The layer pads with zeros, if at all; spikes are {0, 1} [B, …], as it is given them.
     """
     # The layer is linear and every weight one: the examples can be added up first.
     total = spikes.sum(0, keepdim=True, dtype=torch.float64)

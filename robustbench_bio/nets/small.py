@@ -15,10 +15,9 @@ from robustbench_bio.nets.operations import named
 
 
 class Triangle(nn.Module):
-    """ReLU(z − mean over channels of z)^power of SoftHebb (Journé et al. 2023): [N, C, H, W] → same shape.
+    """ReLU(z − mean over channels of z)^power, > 0, of SoftHebb (Journé et al. 2023): [N, C, H, W] → same shape.
 
-    Args:
-        power: positive; SoftHebb uses 0.7, 1.4 and 1 in its three layers.
+    SoftHebb uses 0.7, 1.4 and 1 in its three layers.
     """
 
     def __init__(self, power: float = 0.7) -> None:

@@ -127,7 +127,8 @@ class _CandidateSearch:
             for genotype in proposed:
                 if _cells(genotype) not in self.table:
                     break
-                history.append(self._scored(genotype))
+                scores = self.table[_cells(genotype)]
+                history.append(Scored(genotype, scores, self.task.fitness.value(scores)))
             if not complete:
                 break
         self.table.save()
@@ -145,10 +146,6 @@ class _CandidateSearch:
             progress(before + repeated + done, self.engine.total, line)
 
         return self.table.score(jobs, report)
-
-    def _scored(self, genotype: Genotype) -> Scored:
-        scores = self.table[_cells(genotype)]
-        return Scored(genotype, scores, self.task.fitness.value(scores))
 
 
 def _cells(genotype: Genotype) -> str:

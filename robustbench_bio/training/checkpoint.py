@@ -61,8 +61,7 @@ class Checkpoint:
     def restore(self, device: str = "cpu") -> Saved | None:
         """Return what was saved, its tensors on a device, or None if there is nothing yet.
 
-        Raises:
-            UserError: a damaged file, or the checkpoint of another training or search.
+        Raises `UserError` for a damaged file, or the checkpoint of another training or search.
         """
         if self.path is None or not self.path.exists():
             return None

@@ -31,8 +31,7 @@ class GenomeCode:
     that is excitatory whatever the motif says (at place 19, which t5 alone reads, also inhibitory), as in the
     released code.
 
-    Raises:
-        UserError: unknown bounds, a number of cells out of range, or a space without what the bounds need.
+    Raises `UserError` for unknown bounds, a number of cells out of range, or a space without what the bounds need.
     """
 
     def __init__(self, space: MotifSpace, layers: int, bounds: Bounds = "clean") -> None:
@@ -104,7 +103,8 @@ class GenomeCode:
             if cell in reductions:
                 continue
             motif = self._motifs[genome[-1], block[0]]
-            places |= {BLOCK * cell + offset for offset in (0, *_conv_places(motif))}
+            kernels = (1 + i for i, (op, _) in enumerate(motif.links) if parse_link(op).kernel)
+            places |= {BLOCK * cell + offset for offset in (0, *kernels)}
             if any(parse_link(op).kernel for op, _ in motif.feedback):
                 places.add(BLOCK * cell + _feedback_place(motif))
         return frozenset(places)
@@ -132,11 +132,6 @@ class GenomeCode:
         shared = block[_feedback_place(motif)]
         feedback = tuple(Edge(backward(op, shared), state) for op, state in motif.feedback)
         return Motif(name=motif.name, nodes=nodes, feedback=feedback)
-
-
-def _conv_places(motif: Motif) -> list[int]:
-    """Return the places in a block of the genes that choose a kernel of a forward link."""
-    return [1 + i for i, (op, _) in enumerate(motif.links) if parse_link(op).kernel]
 
 
 def _feedback_place(motif: Motif) -> int:

@@ -198,8 +198,7 @@ def spike_scores(
         "rdm:METRIC" and "sahd" as asked, "spikes" (of the whole network, per stimulus), "dead" (fraction of layers
         that answer the same to every stimulus).
 
-    Raises:
-        UserError: unknown metric, or a network without spiking layers.
+    Raises `UserError` for an unknown metric, or a network without spiking layers.
     """
     for metric in metrics:
         check_metric(metric)

@@ -34,11 +34,7 @@ class MotifScorer(Scorer):
     """Scores a genotype of motifs: what its untrained network does with stimuli, or what it learns in some epochs.
 
     Every candidate starts from the same seed, so that its scores are a function of its motifs alone. Stimuli are
-    the same for all, drawn from the fit half; that half also trains, the other judges.
-
-    Attributes:
-        batches, batch_size: of the stimuli.
-        steps, coding: of the networks.
+    the same for all, `batches` drawn from the fit half; that half also trains, the other judges.
     """
 
     inputs: Inputs

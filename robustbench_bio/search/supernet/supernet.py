@@ -93,12 +93,8 @@ def _sum(terms: list[Tensor]) -> Tensor:
     """Return the sum of images, whose gradient will come in channels-last order, as fast code expects it."""
     total = sum(terms[1:], terms[0])
     if total.requires_grad:
-        total.register_hook(_channels_last)  # type: ignore[no-untyped-call]
+        total.register_hook(lambda g: g.contiguous(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
     return total
-
-
-def _channels_last(gradient: Tensor) -> Tensor:
-    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 class Supernet(CellularNet):
@@ -178,10 +174,7 @@ class Supernet(CellularNet):
         """Use these weights [edges, primitives] instead of softmax(alphas) within the block; blocks may nest.
 
         Weights that need no gradient may be zero: those operations are not run at all, as if they were not
-        there, so that their batch norms see nothing.
-
-        Raises:
-            UserError: another shape.
+        there, so that their batch norms see nothing. Raises `UserError` for another shape.
         """
         before, self._mixing = self._mixing, Mixing(self._checked(normal), self._checked(reduce))
         try:

@@ -24,10 +24,7 @@ HALF_NORMAL = 0.4
 def evaluate_edges(x: Tensor, edges: Sequence[MixedEdge], weights: Tensor) -> list[Tensor]:
     """Return what each edge makes of the state x, up to rounding as the edges do one by one.
 
-    Args:
-        x: [N, C, H, W].
-        edges: all with the same primitives and stride.
-        weights: [edges, primitives].
+    x is [N, C, H, W], weights [edges, primitives]; all edges have the same primitives and stride.
     """
     if not edges:
         return []
