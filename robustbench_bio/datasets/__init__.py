@@ -1,17 +1,24 @@
 """Labelled images, one file a source: open a data set by name or by file, load a split of it.
 
-A source joins by a file with a registered `Dataset`.
+A source joins by a file with a registered `Dataset`. Loads no torch before it is needed.
 """
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.datasets.base import DATASETS, SPLITS, Dataset, Examples, Split
 from robustbench_bio.datasets.npz import NpzDataset, NpzStandIn
 
-__all__ = ["DATASETS", "SPLITS", "Dataset", "Examples", "Split", "default_root", "load_examples", "open_dataset"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "DATASETS", "SPLITS", "Dataset", "Examples", "Split", "default_root", "load_data", "load_examples", "open_dataset",
+    "tensors",
+]  # fmt: skip
 
 
 def default_root() -> Path:
@@ -63,3 +70,26 @@ def load_examples(
         raise UserError(f"expected n_examples >= 1, got {n_examples}")
     root = default_root() if data_root is None else Path(data_root).expanduser()
     return source.load(split, root, n_examples)
+
+
+def load_data(
+    dataset: str = "digits",
+    split: str = "test",
+    n_examples: int | None = None,
+    *,
+    data_root: str | Path | None = None,
+    data_file: str | Path | None = None,
+) -> "tuple[Tensor, Tensor]":
+    """Return the first examples of a split as tensors, ready for `evaluate`: arguments and errors of `load_examples`.
+
+    Returns:
+        x float32 [N, C, H, W] in [0, 1], y int64 [N].
+    """
+    return tensors(load_examples(dataset, split, n_examples, data_root=data_root, data_file=data_file))
+
+
+def tensors(examples: Examples) -> "tuple[Tensor, Tensor]":
+    """Return x float32 [N, C, H, W] in [0, 1] and y int64 [N]."""
+    import torch
+
+    return torch.from_numpy(examples.x).float() / 255, torch.from_numpy(examples.y)

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress
-from robustbench_bio.datasets import default_root, open_dataset
+from robustbench_bio.datasets import default_root, load_data, open_dataset
 from robustbench_bio.datasets.base import Split
-from robustbench_bio.datasets.tensors import load_data
 from robustbench_bio.nets import cost, firing
 from robustbench_bio.nets.base import Net, weight_layers
 from robustbench_bio.records.card import TrainedNet
