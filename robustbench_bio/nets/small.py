@@ -48,9 +48,7 @@ class Chain(Net):
 class Mlp(Chain):
     """Flatten → (linear → activation) for each hidden width → linear; layers are `stages.<i>.linear`.
 
-    Args:
-        hidden: widths of the hidden layers; none makes a linear classifier.
-        activation: "relu" or "tanh".
+    No hidden widths make a linear classifier.
     """
 
     def __init__(

@@ -33,12 +33,8 @@ class _StoredScorer(NamedTuple):
 class RayExecutor(Executor):
     """Tasks on a Ray cluster: the one of $RAY_ADDRESS, the one already joined, or a new one on this machine.
 
-    Args:
-        workers: processes of a new local cluster; an existing one decides itself.
-        device: workers on a GPU share it.
-
-    Raises:
-        UserError: Ray is not installed, or the cluster cannot be reached.
+    A new cluster has `workers` processes, an existing one decides itself; workers on a GPU share it. Raises `UserError`
+    where Ray is not installed, or the cluster cannot be reached.
     """
 
     def __init__(self, workers: int, device: str = "cpu") -> None:
