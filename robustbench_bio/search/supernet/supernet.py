@@ -93,8 +93,12 @@ def _sum(terms: list[Tensor]) -> Tensor:
     """Return the sum of images, whose gradient will come in channels-last order, as fast code expects it."""
     total = sum(terms[1:], terms[0])
     if total.requires_grad:
-        total.register_hook(lambda g: g.contiguous(memory_format=torch.channels_last))  # type: ignore[no-untyped-call]
+        total.register_hook(_channels_last)  # type: ignore[no-untyped-call]
     return total
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 class Supernet(CellularNet):
