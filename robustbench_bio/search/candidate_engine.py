@@ -58,8 +58,7 @@ class CandidateScorer(Scorer):
         rules.attach(net, "genotype", seed=self.seed)
         rules.initialise(net, RuleOptions(), self.seed)
         if self.device == "cpu":
-            # Faster there. Not on a GPU, where torch before its pull request 188345 (2.11 for one) passes wrong
-            # gradients through an average pool with padding in this order of memory.
+            # Faster there; on a GPU candidates keep the order of memory in which their numbers were measured.
             net.to(memory_format=torch.channels_last)
         try:
             loop.train(net, prepared, self.recipe, seed=self.seed, device=self.device)

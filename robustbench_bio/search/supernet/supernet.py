@@ -83,8 +83,7 @@ class SearchCell(nn.Module):
 def shares_work(x: Tensor, weights: Weights) -> bool:
     """Tell whether the edges of a cell may be evaluated together: on a CPU, without autocast, every operation running.
 
-    On a GPU torch before its pull request 188345 (2.11 for one) passes wrong gradients through an average pool with
-    padding in channels-last order, which the shared work needs; and it is made for caches that a GPU does not have.
+    The shared work is made for caches that a GPU does not have.
     """
     return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and weights.active is None
 
