@@ -167,7 +167,11 @@ def operations(net: Any, x: Any) -> dict[str, float]:
     from robustbench_bio.nets.firing import firing
 
     found = firing(net, x)
-    return {"additions": found.accumulates, "macs": found.macs - found.repeated, "spikes": found.spikes}
+    return {
+        "additions": found.total.accumulates,
+        "macs": found.total.macs - found.total.repeated,
+        "spikes": found.spikes,
+    }
 
 
 def energy(setup: Setup, count: int, folder: Path) -> None:

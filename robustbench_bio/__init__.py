@@ -15,7 +15,7 @@ from robustbench_bio.core.version import __version__
 
 if TYPE_CHECKING:
     from robustbench_bio.core.errors import UserError
-    from robustbench_bio.datasets.tensors import load_data
+    from robustbench_bio.datasets import load_data
     from robustbench_bio.diagnosis.diagnose import diagnose
     from robustbench_bio.evaluation.evaluate import evaluate
     from robustbench_bio.evaluation.judge import AttackViolation
@@ -30,7 +30,7 @@ _WHERE = {
     "UserError": "core.errors",
     "diagnose": "diagnosis.diagnose",
     "evaluate": "evaluation.evaluate",
-    "load_data": "datasets.tensors",
+    "load_data": "datasets",
     "load_model": "zoo.loading",
 }
 

@@ -65,14 +65,10 @@ class Dataset(ABC):
     def load(self, split: Split, root: Path, n_examples: int | None = None) -> Examples:
         """Return the first `n_examples` of a split (all by default); imagenet spreads them over its classes.
 
-        Args:
-            split: "train" or "test".
-            root: folder that holds downloaded data; created if a download needs it.
-            n_examples: so many.
+        `root` holds downloaded data, and is created if a download needs it.
 
         Raises:
-            UserError: the data is not there and cannot be fetched, or has fewer than `n_examples`; one line
-                with the remedy.
+            UserError: data that is missing, damaged or not as it should be, or fewer than `n_examples`.
         """
 
     def is_local(self, root: Path) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets.base import DATASETS, Dataset, Examples, Split, count
-from robustbench_bio.datasets.npz import open_npz
+from robustbench_bio.datasets.npz import NpzStandIn
 
 _NO_DOWNLOAD = (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error)
 _STALLED_AFTER = 30.0  # seconds without a byte
@@ -39,11 +39,7 @@ class Cifar(Dataset):
     augmentation = ("crop", "flip")
 
     def load(self, split: Split, root: Path, n_examples: int | None = None) -> Examples:
-        """Return the first `n_examples` of a split, downloading the data set if it is not in `root`.
-
-        Raises:
-            UserError: the data set is not in `root` and could not be downloaded.
-        """
+        """Return the first `n_examples` of a split, downloading the data set if it is not in `root`."""
         import torchvision.datasets
 
         reader = getattr(torchvision.datasets, self.reader)
@@ -53,7 +49,7 @@ class Cifar(Dataset):
             except RuntimeError:  # torchvision's word for missing or damaged
                 stand_in = root / f"{self.name}.npz"
                 if stand_in.is_file():
-                    return open_npz(stand_in, self.name, self).load(split, root, n_examples)
+                    return NpzStandIn(stand_in, self.name, self).load(split, root, n_examples)
                 images = self._fetched(reader, split, root)
         n = count(n_examples, len(images.data))
         x = np.ascontiguousarray(images.data[:n].transpose(0, 3, 1, 2))

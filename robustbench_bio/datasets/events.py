@@ -126,13 +126,8 @@ def framed(events: Events, steps: int, size: int = SENSOR) -> NDArray[np.uint8]:
 
     A pixel of a smaller map counts every event by the share of its area that falls into it, rounded to whole events.
 
-    Args:
-        events: at least one.
-        steps: T, bins from the first event to the last.
-        size: side of the map, at most that of the sensor.
-
-    Raises:
-        UserError: steps or size out of range, or no events.
+    The `steps` bins go from the first event to the last; `size` is at most the sensor's. Raises `UserError` for no
+    events, or steps or size out of range.
     """
     if steps < 1 or not 1 <= size <= SENSOR:
         raise UserError(f"expected steps >= 1 and size in 1..{SENSOR}, got {steps} and {size}: choose others")
@@ -153,11 +148,8 @@ def framed(events: Events, steps: int, size: int = SENSOR) -> NDArray[np.uint8]:
 class EventDataset(Dataset):
     """Recordings as T frames of two channels in a row: an input of 1/255 is one event.
 
-    Networks that take time apart read them with `coding = "frames"` and as many `steps`. Nothing is subtracted, and
+    Networks that take time apart read them with `coding = "frames"` and as many `steps`, T. Nothing is subtracted, and
     the unit inside the network is one event.
-
-    Attributes:
-        steps: T.
     """
 
     steps: ClassVar[int] = 10
@@ -166,11 +158,7 @@ class EventDataset(Dataset):
     std = (1 / 255,) * 20
 
     def load(self, split: Split, root: Path, n_examples: int | None = None) -> Examples:
-        """Return the first `n_examples` of a split, which takes turns with the classes where the files allow it.
-
-        Raises:
-            UserError: files are missing, damaged or cut short.
-        """
+        """Return the first `n_examples` of a split, which takes turns with the classes where the files allow it."""
         labels = self.labels(split, root)
         n = count(n_examples, len(labels))
         x = np.empty((n, *self.shape), np.uint8)

@@ -35,9 +35,6 @@ class ImageNet(Dataset):
         The list is sorted by class, so the first thousands would all have one label. Row i of n is row
         ⌊i·N/n⌋ of the N files, and its id. Shorter side to 256 pixels (bilinear, antialiased), then the
         centre 224×224; only the examples asked for are decoded, 150 kB each.
-
-        Raises:
-            UserError: the folders are not there, are not the 1,000 classes, or hold a damaged image.
         """
         folder = root / "imagenet" / _FOLDERS[split]
         files = self._image_folder(folder)

@@ -38,11 +38,7 @@ class ImageNet16(Dataset):
     augmentation = ("crop", "flip")
 
     def load(self, split: Split, root: Path, n_examples: int | None = None) -> Examples:
-        """Return the first `n_examples` of a split, opening no more files than that takes.
-
-        Raises:
-            UserError: a file is missing, cut off, not of the format, or asks to execute something.
-        """
+        """Return the first `n_examples` of a split, opening no more files than that takes."""
         folder = root / "ImageNet16"
         xs: list[NDArray[np.uint8]] = []
         ys: list[NDArray[np.int64]] = []

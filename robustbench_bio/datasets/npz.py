@@ -28,13 +28,7 @@ class NpzDataset(Dataset):
 
     There are max label + 1 classes over both splits, named "0", "1", …. Shape, mean and std are those of the
     train split, or of the test split if there is no other; a channel of one colour gets std 1. No
-    augmentation is known to keep the labels.
-
-    Args:
-        path: the file.
-
-    Raises:
-        UserError: there is no such file, or it is no .npz file with a split.
+    augmentation is known to keep the labels. Raises `UserError` where there is no such file, or no split in it.
     """
 
     licence = "not stated in the file"
@@ -50,24 +44,20 @@ class NpzDataset(Dataset):
 
     @cached_property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the labels of both splits."""
         with _opened(self.path) as arrays:
             highest = max(int(_labels(self.path, arrays, split).max()) for split in self.splits)
         return tuple(str(label) for label in range(highest + 1))
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-        """(C, H, W) of one image."""
         return self._statistics[0]
 
     @cached_property
     def mean(self) -> tuple[float, ...]:  # type: ignore[override]
-        """Mean per channel in input units [0, 1]."""
         return self._statistics[1]
 
     @cached_property
     def std(self) -> tuple[float, ...]:  # type: ignore[override]
-        """Standard deviation per channel in input units."""
         return self._statistics[2]
 
     @cached_property
@@ -87,11 +77,7 @@ class NpzDataset(Dataset):
         return (c, h, w), tuple(mean.tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
 
     def load(self, split: Split, root: Path, n_examples: int | None = None) -> Examples:
-        """Return the first `n_examples` of a split; `root` is not used.
-
-        Raises:
-            UserError: the file has no such split, or its arrays are not images and labels.
-        """
+        """Return the first `n_examples` of a split; `root` is not used."""
         del root
         with _opened(self.path) as arrays:
             y = _labels(self.path, arrays, split)
@@ -104,30 +90,15 @@ class NpzDataset(Dataset):
 
 @final
 class NpzStandIn(Dataset):
-    """The images of one file in place of a named data set, with its shape, classes and statistics.
-
-    Args:
-        path: the file, see `NpzDataset`.
-        name: what the data set is called.
-        named: the data set.
-    """
+    """The images of one file in place of the data set `named`, with its shape, classes and statistics."""
 
     def __init__(self, path: Path, name: str, named: Dataset) -> None:
-        self._file = NpzDataset(path)
-        self._name = name
-        self.classes = named.classes
-        self.shape = named.shape
-        self.mean = named.mean
-        self.std = named.std
-        self.licence = named.licence
-        self.augmentation = named.augmentation
+        self._file, self._name = NpzDataset(path), name
+        self.classes, self.shape, self.mean, self.std = named.classes, named.shape, named.mean, named.std
+        self.licence, self.augmentation = named.licence, named.augmentation
 
     def load(self, split: Split, root: Path, n_examples: int | None = None) -> Examples:
-        """Return the first `n_examples` of a split; `root` is not used.
-
-        Raises:
-            UserError: the file has no such split, or its shape or labels cannot be those of the named set.
-        """
+        """Return the first `n_examples` of a split; `root` is not used."""
         examples = self._file.load(split, root, n_examples)
         shape, highest = examples.x.shape[1:], int(examples.y.max())
         place = f"in the {split} split of {self._file.path}"
@@ -138,17 +109,6 @@ class NpzStandIn(Dataset):
             top = len(self.classes) - 1
             raise UserError(f"{self._name} expects labels in 0..{top}, got {highest} {place}: {remedy}")
         return examples
-
-
-def open_npz(path: Path, name: str | None = None, named: Dataset | None = None) -> Dataset:
-    """Return the data set of a file, standing alone or in place of the data set `named`, called `name`.
-
-    Raises:
-        UserError: there is no such file, or it is no .npz file with a split.
-    """
-    if named is None or name is None:
-        return NpzDataset(path)
-    return NpzStandIn(path, name, named)
 
 
 @contextlib.contextmanager

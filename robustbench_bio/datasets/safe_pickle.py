@@ -13,17 +13,9 @@ from robustbench_bio.core.errors import UserError
 
 _NUMBERS = re.compile(r"[biuf][1248]")
 _BROKEN = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    ArithmeticError,
-    MemoryError,
-    RecursionError,
-)
+    pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError,
+    MemoryError, RecursionError,
+)  # fmt: skip
 
 # A pickle may call what find_class returns and may set its state. So everything that find_class returns is a
 # class of this module whose __init__ and __setstate__ store or refuse, and nothing of numpy is ever called by
@@ -124,10 +116,6 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
 
     Reads what Python 2 and 3, numpy 1 and 2 and pickle protocols 0 to 5 write. No global of the file is
     looked up, imported or called; other entries of the dict are not looked at.
-
-    Args:
-        path: the pickle.
-        names: keys of the dict.
 
     Raises:
         UserError: the file is missing, is cut off, lacks a name, or asks for anything but plain arrays.

@@ -14,7 +14,7 @@ from robustbench_bio.attacks.access.mean_prediction import DRAWS, is_random
 from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped
 from robustbench_bio.attacks.external import NATIVE, peer
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.datasets.tensors import tensors
+from robustbench_bio.datasets import tensors
 from robustbench_bio.evaluation.fingerprint import fingerprint
 from robustbench_bio.evaluation.judge import check_data, data_hash
 from robustbench_bio.records.base import Precision, Scalar

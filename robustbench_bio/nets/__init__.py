@@ -19,14 +19,8 @@ __all__ = ["NETS", "Inputs", "Net", "build", "keywords"]
 def build(name: str, inputs: Inputs, *, seed: int, **params: object) -> Net:
     """Build a network with initial weights that depend on nothing but the seed; the global RNG is left alone.
 
-    Args:
-        name: of the network, such as "cells" or "resnet".
-        inputs: what it is built for.
-        seed: of the initial weights.
-        **params: the network's own keywords, as a model card sets them under `[net]`.
-
-    Raises:
-        UserError: an unknown network or parameter, a missing parameter, or a value out of its range.
+    `params` are the network's own keywords, as a model card sets them under `[net]`. Raises `UserError` for an unknown
+    network or parameter, a missing parameter, or a value out of its range.
     """
     kind = NETS.get(name)
     known = keywords(kind)

@@ -1,7 +1,8 @@
 """What every network of the zoo is: plain weights, input in [0, 1], normalisation inside."""
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,18 +14,13 @@ from robustbench_bio.core.registry import Registry
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a network is built for.
-
-    Args:
-        shape: (channels, height, width) of one image.
-        classes: number of labels.
-        mean: per channel, in input units [0, 1].
-        std: per channel, in input units.
-    """
+    """What a network is built for."""
 
     shape: tuple[int, int, int]
+    """(channels, height, width) of one image."""
     classes: int
     mean: tuple[float, ...]
+    """Per channel, in input units [0, 1], and so is `std`."""
     std: tuple[float, ...]
 
 
@@ -47,10 +43,10 @@ class Net(nn.Module, ABC):
     """A classifier: x [N, C, H, W] in [0, 1] → logits [N, K].
 
     A subclass takes `Inputs` first and its own parameters by keyword; those keywords are what a model card
-    may set under `[net]`. It knows nothing of learning rules: `rules.attach` gives it one.
+    may set under `[net]`, and values out of their range raise `UserError`. It knows nothing of learning rules:
+    `rules.attach` gives it one.
 
     Attributes:
-        inputs: what the network is built for.
         auxiliary_head: a second classifier that runs in train mode only, or None; a forward hook on it sees
             its logits, which are not returned.
         drop_path: probability that train mode drops an operation for an example; None where there is nothing
@@ -87,10 +83,8 @@ class Net(nn.Module, ABC):
     def chain(self) -> list[nn.Module]:
         """Return stages with forward(x) == stage_L(… stage_1(x)), for rules that relax activities.
 
-        Each stage ends in one weight layer: μ_l = W_l f(z_{l−1}) + b_l.
-
-        Raises:
-            UserError: the network is not a chain.
+        Each stage ends in one weight layer: μ_l = W_l f(z_{l−1}) + b_l. Raises `UserError` for a network that is no
+        chain.
         """
         raise UserError(
             f"predictive coding expects a chain of layers, got a {type(self).__name__}: "
@@ -101,6 +95,19 @@ class Net(nn.Module, ABC):
 def weight_layers(module: nn.Module) -> dict[str, nn.Conv2d | nn.Linear]:
     """Return the Conv2d and Linear layers of `module` by name, in registration order."""
     return {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
+@contextlib.contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Put the models into eval mode for the duration of the block; each of their modules gets its mode back."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 NETS: Registry[type[Net]] = Registry("network", "robustbench_bio.nets")

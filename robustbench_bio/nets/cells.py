@@ -1,5 +1,6 @@
 """Networks of searched cells: the macro-structure of DARTS (Liu et al. 2019), shared by BioNAS and EG-NAS."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
@@ -22,7 +23,6 @@ class Cell(nn.Module):
     Modules: `preprocess0`, `preprocess1`, and `operations.<j>` for edge j of the genotype.
 
     Args:
-        genotype: gives the edges.
         c_prev_prev, c_prev: channels of the two inputs.
         channels: of every node.
         reduction: whether edges from the inputs have stride 2.
@@ -30,14 +30,7 @@ class Cell(nn.Module):
     """
 
     def __init__(
-        self,
-        genotype: Genotype,
-        c_prev_prev: int,
-        c_prev: int,
-        channels: int,
-        *,
-        reduction: bool,
-        reduction_prev: bool,
+        self, genotype: Genotype, c_prev_prev: int, c_prev: int, channels: int, *, reduction: bool, reduction_prev: bool
     ) -> None:
         super().__init__()
         shrink = FactorizedReduce if reduction_prev else pointwise
@@ -73,12 +66,6 @@ def auxiliary_head(channels: int, classes: int, size: tuple[int, int], stem: Ste
     map of 2×2 after the pool. Where the published pool gives another size, an adaptive pool to 2×2 stands in
     its place: with the CIFAR stem, maps smaller than 8×8 (images smaller than 32×32), where the released code
     fails. The ImageNet head has no second batch norm, as published.
-
-    Args:
-        channels: of the map.
-        classes: number of labels.
-        size: (height, width) of the map.
-        stem: which of the two heads.
     """
     stride = 3 if stem == "cifar" else 2
     published = all(side >= 5 and (side - 5) // stride + 1 == 2 for side in size)
@@ -96,8 +83,32 @@ def auxiliary_head(channels: int, classes: int, size: tuple[int, int], stem: Ste
     )
 
 
+class CellularNet(Net):
+    """A network of cells whose operations are its slots, each under the rule that the cells prescribe."""
+
+    skip_rule: SkipRule
+
+    @abstractmethod
+    def operations(self) -> Iterator[tuple[str, str, nn.Module]]:
+        """Yield (module path, rule, module) of every operation of the cells."""
+
+    def rule_slots(self) -> Mapping[str, Sequence[str]]:
+        return {slot: layers for slot, _, layers in self._ruled_operations()}
+
+    def genotype_rules(self) -> Mapping[str, str]:
+        return {layer: rule for _, rule, layers in self._ruled_operations() if rule != "bp" for layer in layers}
+
+    def _ruled_operations(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        """Yield (path, rule, names of its convolutions) of each operation that has convolutions to rule."""
+        for slot, rule, op in self.operations():
+            if isinstance(op, FactorizedReduce) and self.skip_rule == "ignored":
+                continue
+            if layers := tuple(f"{slot}.{name}" for name in weight_layers(op)):
+                yield slot, rule, layers
+
+
 @NETS.register("cells")
-class CellNet(Net):
+class CellNet(CellularNet):
     """Stem, `layers` cells, global average pool, linear classifier.
 
     Cells at layers // 3 and 2·layers // 3 reduce: half the resolution, twice the channels. No convolution has
@@ -107,23 +118,14 @@ class CellNet(Net):
     Which rule each layer learns under is reported by `genotype_rules`, never carried out here. Stem,
     preprocessing layers, auxiliary head and classifier are no part of a genotype and have no slot.
 
-    Attributes:
-        drop_path: probability that an operation's output is dropped for an example, in train mode; every
-            operation but the identity. May be set between epochs.
-
     Args:
-        inputs: what the network is built for.
-        genotype: the two cells.
         channels: C; the CIFAR stem has 3C, nodes of the first cells have C.
         layers: number of cells.
         stem: "cifar" keeps the resolution; "imagenet" divides it by eight before the second cell input.
         auxiliary: whether to build the auxiliary head.
-        drop_path: initial value of the attribute, in [0, 1).
+        drop_path: initial value of the attribute, in [0, 1); no identity is dropped.
         skip_rule: "applied" counts both 1×1 convolutions of a skip of stride 2 to its rule; "ignored" leaves
             them to bp, as the released BioNAS code does.
-
-    Raises:
-        UserError: a value out of its range.
     """
 
     def __init__(
@@ -141,9 +143,7 @@ class CellNet(Net):
         super().__init__(inputs)
         if not isinstance(genotype, Genotype):
             kind = type(genotype).__name__
-            raise UserError(
-                f"expected a genotype of cells for the network cells, got {kind}: read it with Genotype.read(path)"
-            )
+            raise UserError(f"expected a genotype of cells for the network cells, got {kind}: read a file of cells")
         choice("stem", stem, get_args(Stem))
         choice("skip_rule", skip_rule, get_args(SkipRule))
         whole("channels", channels, 2 if stem == "imagenet" else 1)
@@ -186,23 +186,11 @@ class CellNet(Net):
                 self.auxiliary_head(s1)
         return self.classifier(s1.mean((2, 3)))  # type: ignore[no-any-return]
 
-    def rule_slots(self) -> Mapping[str, Sequence[str]]:
-        return {slot: layers for slot, _, layers in self._ruled_operations()}
-
-    def genotype_rules(self) -> Mapping[str, str]:
-        return {layer: rule for _, rule, layers in self._ruled_operations() if rule != "bp" for layer in layers}
-
-    def _ruled_operations(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-        """Yield (name, rule, names of its convolutions) of each operation that has convolutions to rule."""
+    def operations(self) -> Iterator[tuple[str, str, nn.Module]]:
         for i, cell in enumerate(self.cells):
             assert isinstance(cell, Cell)  # noqa: S101  (nn.ModuleList forgets the type)
             for j, op in enumerate(cell.operations):
-                if isinstance(op, FactorizedReduce) and self.skip_rule == "ignored":
-                    continue
-                slot = f"cells.{i}.operations.{j}"
-                layers = tuple(f"{slot}.{name}" for name in weight_layers(op))
-                if layers:
-                    yield slot, cell.primitives[j].rule, layers
+                yield f"cells.{i}.operations.{j}", cell.primitives[j].rule, op
 
 
 def _stems(c_in: int, channels: int, stem: Stem) -> tuple[nn.Module, nn.Module]:

@@ -1,7 +1,7 @@
 """Checks of the values that a card sets under `[net]`."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
@@ -44,6 +44,25 @@ def switch(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"expected {name} to be true or false, got {value!r}: write it without quotes")
     return value
+
+
+def odd(name: str, value: int) -> int:
+    """Return `value` if it is an odd number >= 1, or raise `UserError`."""
+    if whole(name, value) % 2 == 0:
+        raise UserError(f"expected an odd {name}, got {value}: set {name} to {value + 1}")
+    return value
+
+
+def pooled(size: Sequence[int], blocks: int) -> tuple[int, int]:
+    """Return the sides of a map (H, W) after so many 2×2 pools, or raise `UserError` where nothing is left."""
+    height, width = size
+    if min(size) >> blocks == 0:
+        most = min(size).bit_length() - 1
+        raise UserError(
+            f"expected at most {most} widths for images of {height}x{width}, got {blocks}: "
+            "each block halves the image, leave some out"
+        )
+    return height >> blocks, width >> blocks
 
 
 def halved(size: int, times: int) -> int:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.nets.base import weight_layers
+from robustbench_bio.nets.base import eval_mode, weight_layers
 
 #: Energy of one float32 multiply-accumulate at 45 nm: 3.7 pJ to multiply, 0.9 pJ to add. Source: Horowitz 2014,
 #: "Computing's energy problem (and what we can do about it)", ISSCC.
@@ -56,17 +56,10 @@ def macs(model: nn.Module, shape: Sequence[int]) -> dict[str, int]:
 @contextmanager
 def observed(model: nn.Module, hooks: Mapping[nn.Module, Hook]) -> Iterator[None]:
     """Put a model in eval mode without gradients, with forward hooks; afterwards it is as it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
+    with eval_mode(model), torch.no_grad(), ExitStack() as undo:
+        for module, hook in hooks.items():
+            undo.callback(module.register_forward_hook(hook).remove)
+        yield
 
 
 def energy_picojoules(mac_count: int) -> float:
@@ -85,37 +78,26 @@ def feedback_bytes(rules: nn.Module) -> int:
     4 for each float32 number of a feedback matrix, magnitude or projection; 16 for the stream of each brsf layer.
     What is computed from the weight (usf's sign and scale) is not stored and counts 0; the state of a Hebbian
     layer between two updates and pc's activities are working memory and do not count either.
-
-    Args:
-        rules: a rule set; its buffers are the feedback state.
     """
     return sum(buffer.numel() * buffer.element_size() for buffer in rules.buffers())
 
 
 class Share(NamedTuple):
-    """What of a network is under one rule.
-
-    Attributes:
-        layers: number of Conv2d and Linear layers.
-        weights: trainable weights of these layers; for bp also all others, such as those of norms.
-        macs: multiply-accumulates of these layers for one input.
-    """
+    """What of a network is under one rule."""
 
     layers: int
+    """Conv2d and Linear layers."""
     weights: int
+    """Trainable, of these layers; for bp also all others, such as those of norms."""
     macs: int
+    """Multiply-accumulates of these layers for one input."""
 
 
 def shares(model: nn.Module, assignment: Mapping[str, str], shape: Sequence[int]) -> dict[str, Share]:
     """Split a network's cost by rule; weights add up to `parameters`, MACs to the sum of `macs`.
 
-    Args:
-        model: the network.
-        assignment: layer name → rule; layers that are not named are under bp.
-        shape: of one input, without the batch axis.
-
-    Returns:
-        Rule → share, bp first, then in alphabetical order.
+    `assignment` is layer name → rule, bp for those it does not name; `shape` is that of one input. Returns rule →
+    share, bp first, then in alphabetical order.
     """
     cost = macs(model, shape)
     layers = weight_layers(model)

@@ -18,26 +18,20 @@ BATCH = 64
 
 
 class Neurons(NamedTuple):
-    """A layer of neurons.
-
-    Attributes:
-        layer: its name.
-        size: number of neurons.
-        spikes: of all of them for one example, mean.
-        rate: share of neurons × time steps that spike.
-    """
+    """A layer of neurons."""
 
     layer: str
     size: int
     spikes: float
+    """Of all of them for one example, mean."""
     rate: float
+    """Share of neurons × time steps that spike."""
 
 
 class Synapses(NamedTuple):
     """The operations of a Conv2d or Linear layer for one example, means.
 
     Attributes:
-        layer: its name.
         accumulates: a weight is added for each spike and each output that the spike reaches.
         macs: multiply-accumulates, at every time step, of a layer that is given other numbers than spikes.
         repeated: those of `macs` that do nothing but the first time step's work on a still image once more.
@@ -53,19 +47,14 @@ class Synapses(NamedTuple):
 
 @dataclass(frozen=True)
 class Firing:
-    """What happens in a spiking network, on average over examples.
-
-    Attributes:
-        steps: T.
-        examples: that were looked at.
-        neurons: layer by layer, in the order in which they fire.
-        synapses: layer by layer, in registration order.
-    """
+    """What happens in a spiking network over T steps, on average over examples."""
 
     steps: int
     examples: int
     neurons: list[Neurons]
+    """In the order in which they fire."""
     synapses: list[Synapses]
+    """In registration order."""
 
     @property
     def rate(self) -> float:
@@ -79,29 +68,14 @@ class Firing:
         return sum(layer.spikes for layer in self.neurons)
 
     @property
-    def accumulates(self) -> float:
-        """Synaptic operations for one example: spikes × fan-out."""
-        return sum(layer.accumulates for layer in self.synapses)
-
-    @property
-    def macs(self) -> float:
-        """Multiply-accumulates for one example, of the layers that are given other numbers than spikes."""
-        return sum(layer.macs for layer in self.synapses)
-
-    @property
-    def repeated(self) -> float:
-        """Those of `macs` that a network spares that keeps the first layers' currents of a still image."""
-        return sum(layer.repeated for layer in self.synapses)
-
-    @property
-    def relu_macs(self) -> float:
-        """Multiply-accumulates for one example of the same network with ReLU instead of spikes."""
-        return sum(layer.relu_macs for layer in self.synapses)
+    def total(self) -> Synapses:
+        """The operations of all layers together."""
+        return Synapses("", *(sum(layer[i] for layer in self.synapses) for i in range(1, 5)))  # type: ignore[misc]
 
     @property
     def picojoules(self) -> float:
         """Estimated energy for one example, see `measure.spiking_picojoules`."""
-        return measure.spiking_picojoules(self.accumulates, self.macs)
+        return measure.spiking_picojoules(self.total.accumulates, self.total.macs)
 
 
 def spiking(model: nn.Module) -> bool:
@@ -139,16 +113,9 @@ def firing(model: nn.Module, x: Tensor) -> Firing:
 
 
 class _Counts:
-    """What is counted while batches pass through a network.
+    """What is counted while batches pass through a network over T steps; `still` ones show each the same image.
 
-    Args:
-        layers: that take spikes.
-        steps: T.
-        still: whether each step shows the same image.
-
-    Attributes:
-        examples: in this batch.
-        fired: whether any neuron has fired for this batch.
+    `examples` and `fired`, whether any neuron has, are of the batch that passes.
     """
 
     def __init__(self, layers: Iterable[str], steps: int, still: bool) -> None:
@@ -192,9 +159,7 @@ class _Counts:
 def reached(layer: nn.Conv2d | nn.Linear, spikes: Tensor) -> float:
     """Return how many outputs a layer's input spikes reach, all together: Σ spikes × fan-out.
 
-    Args:
-        layer: with zeros for padding, if it pads.
-        spikes: {0, 1} [B, …], as the layer is given them.
+    The layer pads with zeros, if at all; spikes are {0, 1} [B, …], as it is given them.
     """
     # The layer is linear and every weight one: the examples can be added up first.
     total = spikes.sum(0, keepdim=True, dtype=torch.float64)

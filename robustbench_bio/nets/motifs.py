@@ -1,17 +1,17 @@
 """Spiking networks of motifs: the three scales of MSE-NAS (arXiv:2304.10749)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.nets.base import NETS, Inputs, Net
+from robustbench_bio.nets.base import NETS, Inputs
 from robustbench_bio.nets.checks import choice, whole
 from robustbench_bio.nets.operations import named
-from robustbench_bio.nets.spiking import LIF, normed, over_time
+from robustbench_bio.nets.spiking import LIF, TimedNet, normed, over_time
 from robustbench_bio.records.motifs import Coding, Motif, MotifGenotype, parse_link, reduction_cells
 
 Neurons = Callable[[], nn.Module]
@@ -20,10 +20,8 @@ Neurons = Callable[[], nn.Module]
 class Projection(nn.Module):
     """Neurons, what connects them, and a gate: currents [T, N, C, H, W] → currents.
 
-    Args:
-        neurons: spikes from currents.
-        synapses: currents from spikes, the same at each time step.
-        sign: "p" keeps what is positive, "n" what is negative, "" all.
+    `synapses` make currents from spikes, the same at each time step; sign "p" keeps what is positive, "n" what is
+    negative.
     """
 
     def __init__(self, neurons: nn.Module, synapses: nn.Module, sign: str = "") -> None:
@@ -42,11 +40,7 @@ class Halving(nn.Module):
 
     concat[conv0(x), conv1(x shifted by one pixel)] → further convolutions → batch norm, all 3×3 of stride 2. The
     released code has no more than one further convolution; as many as it takes are ours, as are sides of odd
-    length, where a row of zeros takes the place of the one that the shift pushes out.
-
-    Args:
-        c_in, c_out: channels.
-        times: how often to halve, one or more.
+    length, where a row of zeros takes the place of the one that the shift pushes out. `times` is one or more.
     """
 
     def __init__(self, c_in: int, c_out: int, times: int = 1) -> None:
@@ -67,7 +61,6 @@ class MotifCell(nn.Module):
     Modules: `preprocess.<i>` for input i, `links.<node>-<i>` and `feedback.<node>` for links that are convolutions.
 
     Args:
-        motif: gives the links.
         widths: channels of each input.
         halvings: how often each input has to be halved.
         channels: of every node.
@@ -113,7 +106,7 @@ class MotifCell(nn.Module):
 
 
 @NETS.register("motifs")
-class MotifNet(Net):
+class MotifNet(TimedNet):
     """Stem, a cell for each motif, LIF, global average pool, linear; logits are the mean over time steps.
 
     Cells in `reduction_cells` halve the map, double C and have no motif. Every other cell reads the outputs of the
@@ -123,17 +116,10 @@ class MotifNet(Net):
     Modules: `stem`, `cells.<i>`, `neurons`, `classifier`. All learn by one rule; a motif prescribes none.
 
     Args:
-        inputs: what the network is built for.
-        genotype: the motifs.
         channels: C; the stem has 3C, nodes of the first cells have C.
-        steps: T.
-        coding: "direct" shows the image at each step and has the stem for images, of two convolutions; "frames"
-            takes the channels of x for T frames in order and has the stem for event cameras, of one.
+        steps, coding: see `TimedNet`; the stem for images has two convolutions, that for frames of event cameras one.
         neurons: "lif", or "relu" for the same network without spikes and without time, as a control.
         tau, threshold, surrogate: of all neurons, see `LIF`.
-
-    Raises:
-        UserError: a value out of its range, or channels that are not T frames.
     """
 
     def __init__(
@@ -153,19 +139,15 @@ class MotifNet(Net):
         if not isinstance(genotype, MotifGenotype):
             raise UserError(f"expected a genotype of motifs for the network motifs, got {type(genotype).__name__}")
         whole("channels", channels)
-        choice("coding", coding, get_args(Coding))
         choice("neurons", neurons, ("lif", "relu"))
-        self.steps, self.coding = whole("steps", steps), coding
+        c_in = self.take_time(steps, coding)
         if neurons == "relu" and coding == "direct":
             self.steps = 1
-        c_in = inputs.shape[0]
-        if coding == "frames" and c_in % self.steps:
-            raise UserError(f"expected channels that are {steps} frames, got {c_in}: set steps to a divisor")
 
         def made() -> nn.Module:
             return LIF(tau, threshold, surrogate) if neurons == "lif" else nn.ReLU()
 
-        self.stem = _stem(c_in // self.steps if coding == "frames" else c_in, 3 * channels, coding)
+        self.stem = _stem(c_in, 3 * channels, coding)
         self.reductions = reduction_cells(len(genotype.cells), coding)
         self.reads = genotype.inputs
         self.cells = nn.ModuleList()
@@ -184,12 +166,7 @@ class MotifNet(Net):
         self.classifier = nn.Linear(widths[-1], inputs.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.normalise(x)
-        if self.coding == "direct":
-            current = self.stem(x).expand(self.steps, -1, -1, -1, -1)
-        else:
-            current = over_time(self.stem, x.reshape(len(x), self.steps, -1, *x.shape[2:]).transpose(0, 1))
-        outputs = [current] * self.reads
+        outputs = [self.currents(x)] * self.reads
         for cell in self.cells:
             last = cell(outputs) if isinstance(cell, MotifCell) else cell(outputs[-1])
             outputs = [*outputs[1:], last]

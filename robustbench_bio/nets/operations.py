@@ -65,6 +65,20 @@ class EverySecond(nn.Conv2d):
         return F.conv2d(x[:, :, ::2, ::2], self.weight)
 
 
+class AveragePool(nn.AvgPool2d):
+    """A 3×3 average pool that counts no padding; it prints as torch's own, as fingerprints of networks rest on that."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__(3, stride, 1, count_include_pad=False)
+
+    def _get_name(self) -> str:
+        return "AvgPool2d"
+
+    def forward(self, x: Tensor) -> Tensor:
+        # On CUDA, torch before 2.13 passes wrong gradients through a padded pool in channels-last order (issue 188344).
+        return super().forward(x.contiguous() if x.is_cuda else x)
+
+
 class FactorizedReduce(nn.Module):
     """Half the resolution by two 1×1 convolutions of stride 2 that see different pixels.
 
@@ -101,12 +115,8 @@ class Zero(nn.Module):
 def builds(name: str, *, ruled: bool) -> Callable[[Builder], Builder]:
     """Return a decorator that adds an operation of cells, built from (channels, stride, affine).
 
-    Args:
-        name: as in genotypes, without a rule's suffix.
-        ruled: whether it holds convolutions that a rule may own.
-
-    Raises:
-        ValueError: genotypes know another operation of that name.
+    Its name is written without a rule's suffix; `ruled` says whether it holds convolutions that a rule may own. Raises
+    `ValueError` where genotypes know another operation of that name.
     """
     OPERATIONS.register(name)(ruled)
 
@@ -119,7 +129,7 @@ def builds(name: str, *, ruled: bool) -> Callable[[Builder], Builder]:
 
 builds("none", ruled=False)(lambda _, stride, __: Zero(stride))
 builds("max_pool_3x3", ruled=False)(lambda _, stride, __: nn.MaxPool2d(3, stride, 1))
-builds("avg_pool_3x3", ruled=False)(lambda _, stride, __: nn.AvgPool2d(3, stride, 1, count_include_pad=False))
+builds("avg_pool_3x3", ruled=False)(lambda _, stride, __: AveragePool(stride))
 builds("sep_conv_3x3", ruled=True)(lambda channels, *rest: twice_separable(channels, 3, *rest))
 builds("sep_conv_5x5", ruled=True)(lambda channels, *rest: twice_separable(channels, 5, *rest))
 builds("sep_conv_7x7", ruled=True)(lambda channels, *rest: twice_separable(channels, 7, *rest))
@@ -142,16 +152,10 @@ def row_then_column(channels: int, stride: int, affine: bool) -> nn.Sequential:
 
 
 def operation(name: str, channels: int, stride: int, affine: bool = True) -> nn.Module:
-    """Build an operation: [N, C, H, W] → [N, C, ⌈H/stride⌉, ⌈W/stride⌉].
+    """Build an operation, named without a rule's suffix: [N, C, H, W] → [N, C, ⌈H/stride⌉, ⌈W/stride⌉], stride 1 or 2.
 
-    Args:
-        name: without a rule's suffix, such as "sep_conv_3x3"; "skip_connect" of stride 1 is `nn.Identity`.
-        channels: C, the same before and after.
-        stride: 1 or 2.
-        affine: whether batch norm has a scale and shift. Pools have no batch norm; a supernet adds its own.
-
-    Raises:
-        KeyError: no such operation; names from a checked `Genotype` always exist.
+    "skip_connect" of stride 1 is `nn.Identity`. `affine` says whether batch norm has a scale and shift; pools have
+    none, a supernet adds its own. Raises `KeyError` for another name; those of a checked `Genotype` always exist.
     """
     if name not in OPERATIONS or name not in _BUILDERS:  # asked first: another module may still have to be imported
         raise KeyError(unknown("operation", name, _BUILDERS))

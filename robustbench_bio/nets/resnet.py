@@ -42,15 +42,7 @@ class ResNet(Net):
 
     Modules are called `conv1`, `bn1`, `layer1.0.conv1`, …, `linear`, as usual, so weights that others trained
     load strictly. Initial weights follow PyTorch's own law, not He's normal law, so that sign feedback of the
-    law "kaiming" has the right scale.
-
-    Args:
-        inputs: what the network is built for.
-        depth: 20, 32, 44, 56 or 110 weight layers.
-        width: channels of the first stage; each later stage doubles them.
-
-    Raises:
-        UserError: a value out of its range.
+    law "kaiming" has the right scale. `width` is the channels of the first stage; each later stage doubles them.
     """
 
     def __init__(self, inputs: Inputs, *, depth: int = 20, width: int = 16) -> None:

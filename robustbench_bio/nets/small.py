@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.base import NETS, Inputs, Net
-from robustbench_bio.nets.checks import choice, real, whole, wholes
+from robustbench_bio.nets.checks import choice, odd, pooled, real, wholes
 from robustbench_bio.nets.operations import named
 
 
 class Triangle(nn.Module):
-    """ReLU(z − mean over channels of z)^power of SoftHebb (Journé et al. 2023): [N, C, H, W] → same shape.
+    """ReLU(z − mean over channels of z)^power, > 0, of SoftHebb (Journé et al. 2023): [N, C, H, W] → same shape.
 
-    Args:
-        power: positive; SoftHebb uses 0.7, 1.4 and 1 in its three layers.
+    SoftHebb uses 0.7, 1.4 and 1 in its three layers.
     """
 
     def __init__(self, power: float = 0.7) -> None:
@@ -49,21 +48,11 @@ class Chain(Net):
 class Mlp(Chain):
     """Flatten → (linear → activation) for each hidden width → linear; layers are `stages.<i>.linear`.
 
-    Args:
-        inputs: what the network is built for.
-        hidden: widths of the hidden layers; none makes a linear classifier.
-        activation: "relu" or "tanh".
-
-    Raises:
-        UserError: a value out of its range.
+    No hidden widths make a linear classifier.
     """
 
     def __init__(
-        self,
-        inputs: Inputs,
-        *,
-        hidden: Sequence[int] = (256, 128),
-        activation: Literal["relu", "tanh"] = "relu",
+        self, inputs: Inputs, *, hidden: Sequence[int] = (256, 128), activation: Literal["relu", "tanh"] = "relu"
     ) -> None:
         super().__init__(inputs)
         choice("activation", activation, ("relu", "tanh"))
@@ -85,16 +74,12 @@ class Cnn(Chain):
     padding) and have a bias only without a norm.
 
     Args:
-        inputs: what the network is built for.
-        widths: channels of each block.
+        widths: channels of each block, no more than the images can be halved.
         kernel: side of every kernel, odd.
         norm: "batch" after each convolution; "whiten" batch norm without scale and shift before each
             convolution, as in SoftHebb; or "none".
         activation: "relu", or "triangle" as in SoftHebb.
         power: exponent of the triangle activation.
-
-    Raises:
-        UserError: a value out of its range, or more blocks than the images can be halved.
     """
 
     def __init__(
@@ -110,20 +95,12 @@ class Cnn(Chain):
         super().__init__(inputs)
         choice("norm", norm, get_args(CnnNorm))
         choice("activation", activation, ("relu", "triangle"))
-        if whole("kernel", kernel) % 2 == 0:
-            raise UserError(f"expected an odd kernel, got {kernel}: set kernel to {kernel + 1}")
+        odd("kernel", kernel)
         if real("power", power, 0, 10) == 0:
             raise UserError("expected power > 0, got 0: SoftHebb uses 0.7, 1.4 and 1")
         self.norm = norm
-        c_in, height, width = inputs.shape
-        channels = [c_in, *wholes("widths", widths, at_least=1)]
-        blocks = len(channels) - 1
-        if min(height, width) >> blocks == 0:
-            most = min(height, width).bit_length() - 1
-            raise UserError(
-                f"expected at most {most} widths for images of {height}x{width}, got {blocks}: "
-                "each block halves the image, leave some out"
-            )
+        channels = [inputs.shape[0], *wholes("widths", widths, at_least=1)]
+        height, width = pooled(inputs.shape[1:], len(channels) - 1)
         # What stands between two weight layers opens the later one's stage.
         opening: dict[str, nn.Module] = {}
         self.stages = nn.ModuleList()
@@ -135,8 +112,7 @@ class Cnn(Chain):
             opening = {"norm": nn.BatchNorm2d(after)} if norm == "batch" else {}
             opening["activation"] = nn.ReLU() if activation == "relu" else Triangle(power)
             opening["pool"] = nn.MaxPool2d(2)
-        features = channels[-1] * (height >> blocks) * (width >> blocks)
-        head = nn.Linear(features, inputs.classes)
+        head = nn.Linear(channels[-1] * height * width, inputs.classes)
         self.stages.append(named(**opening, flatten=nn.Flatten(), linear=head))
 
     def chain(self) -> list[nn.Module]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.base import NETS, Inputs, Net
-from robustbench_bio.nets.checks import choice, real, whole, wholes
+from robustbench_bio.nets.checks import choice, odd, pooled, real, whole, wholes
 from robustbench_bio.nets.operations import named
 from robustbench_bio.nets.surrogates import surrogate as derivative_of
 from robustbench_bio.records.motifs import Coding
@@ -32,9 +32,6 @@ class LIF(nn.Module):
         tau: τ ≥ 1, in time steps; 1 forgets at once.
         threshold: θ > 0.
         surrogate: name of the step's stand-in, as in gradients `surrogate:NAME`.
-
-    Raises:
-        UserError: a value out of its range, or no such surrogate.
     """
 
     def __init__(self, tau: float = 2.0, threshold: float = 0.5, surrogate: str = "triangle") -> None:
@@ -100,16 +97,38 @@ def normed(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Sequen
     return named(conv=conv, norm=nn.BatchNorm2d(c_out))
 
 
+class TimedNet(Net):
+    """A network over T time steps, whose `stem` turns images into currents.
+
+    With coding "direct" the image is shown at each step, with "frames" the channels of x are T frames in order.
+    """
+
+    stem: nn.Module
+
+    def take_time(self, steps: int, coding: Coding) -> int:
+        """Take T and coding; return the channels of a frame, or raise `UserError` where those of x are not T frames."""
+        choice("coding", coding, get_args(Coding))
+        self.steps, self.coding = whole("steps", steps), coding
+        channels = self.inputs.shape[0]
+        if coding == "direct":
+            return channels
+        if channels % steps:
+            raise UserError(f"expected channels that are {steps} frames, got {channels}: set steps to a divisor")
+        return channels // steps
+
+    def currents(self, x: Tensor) -> Tensor:
+        """Return the stem's output at each step, [T, N, C, H, W], for x [N, C, H, W] in [0, 1]."""
+        x = self.normalise(x)
+        if self.coding == "direct":
+            return self.stem(x).expand(self.steps, -1, -1, -1, -1)  # type: ignore[no-any-return]
+        return over_time(self.stem, x.reshape(len(x), self.steps, -1, *x.shape[2:]).transpose(0, 1))
+
+
 class FiringConv2d(nn.Conv2d):
     """A convolution whose output is the current of neurons of its own: what a rule of spike times can train.
 
-    The call is the plain convolution, spikes [T·N, Ci, H, W] → current; `neurons` then fire for the current over time.
-
-    Args:
-        c_in, c_out: channels.
-        kernel: side of the kernel, odd; the size of the map is kept.
-        steps: T.
-        neurons: that the current goes to.
+    The call is the plain convolution, spikes [T·N, Ci, H, W] → current, with an odd kernel that keeps the size of the
+    map; `neurons` then fire for the current over time.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int, steps: int, neurons: LIF) -> None:
@@ -141,22 +160,17 @@ class SpikingBlock(nn.Module):
 
 
 @NETS.register("spiking-resnet")
-class SpikingResNet(Net):
+class SpikingResNet(TimedNet):
     """Residual network of LIF neurons over T time steps: stem, three stages of blocks, LIF, pool, linear.
 
     Logits are the mean over time. A head that is linear and a mean change places, so the classifier sees mean rates.
     The gradient of training is that of the surrogate (Neftci et al. 2019, arXiv:1901.09948), the exact one is zero.
 
     Args:
-        inputs: what the network is built for.
         blocks: in each stage; 3 is the depth of ResNet-20.
         width: channels of the first stage; each later stage doubles them and halves the resolution.
-        steps: T.
-        coding: "direct" shows the image at each step; "frames" takes the channels of x for T frames in order.
+        steps, coding: T, and what is shown at each step, see `TimedNet`.
         tau, threshold, surrogate: of all neurons, see `LIF`.
-
-    Raises:
-        UserError: a value out of its range, or channels that are not T frames.
     """
 
     def __init__(
@@ -174,13 +188,7 @@ class SpikingResNet(Net):
         super().__init__(inputs)
         whole("blocks", blocks)
         whole("width", width)
-        self.steps, self.coding = whole("steps", steps), coding
-        choice("coding", coding, get_args(Coding))
-        channels = inputs.shape[0]
-        if coding == "frames":
-            if channels % steps:
-                raise UserError(f"expected channels that are {steps} frames, got {channels}: set steps to a divisor")
-            channels //= steps
+        channels = self.take_time(steps, coding)
 
         def neurons() -> LIF:
             return LIF(tau, threshold, surrogate)
@@ -196,12 +204,7 @@ class SpikingResNet(Net):
         self.linear = nn.Linear(widths[-1], inputs.classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.normalise(x)
-        if self.coding == "direct":
-            current = self.stem(x).expand(self.steps, -1, -1, -1, -1)
-        else:
-            frames = x.reshape(len(x), self.steps, -1, *x.shape[2:])
-            current = over_time(self.stem, frames.transpose(0, 1))
+        current = self.currents(x)
         for stage in self.stages:
             current = stage(current)
         return self.linear(self.lif(current).mean((0, 3, 4)))  # type: ignore[no-any-return]
@@ -216,14 +219,10 @@ class SpikingCnn(Net):
     Convolutions are called `convs.<i>`, without bias; rules of spike times train them.
 
     Args:
-        inputs: what the network is built for.
-        widths: channels of each block.
+        widths: channels of each block, no more than the images can be halved.
         kernel: side of every kernel, odd.
         steps: T.
         tau, threshold, surrogate: of all neurons, see `LIF`.
-
-    Raises:
-        UserError: a value out of its range, or more blocks than the images can be halved.
     """
 
     def __init__(
@@ -239,11 +238,8 @@ class SpikingCnn(Net):
     ) -> None:
         super().__init__(inputs)
         channels = [2 * inputs.shape[0], *wholes("widths", widths, at_least=1)]
-        if whole("kernel", kernel) % 2 == 0:
-            raise UserError(f"expected an odd kernel, got {kernel}: set kernel to {kernel + 1}")
-        height, width = (side >> (len(channels) - 1) for side in inputs.shape[1:])
-        if min(height, width) == 0:
-            raise UserError(f"expected images that {len(channels) - 1} blocks can halve, got {inputs.shape[1:]}")
+        odd("kernel", kernel)
+        height, width = pooled(inputs.shape[1:], len(channels) - 1)
         self.steps = whole("steps", steps)
         self.lif = LIF(tau, threshold, surrogate)
         self.convs = nn.ModuleList(

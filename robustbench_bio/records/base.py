@@ -6,35 +6,20 @@ import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import tomli_w
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    Tag,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, ValidationError
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.core.toml import parse_toml, read_text
 
-if TYPE_CHECKING:
-    pass
-
 Precision = Literal["float32", "bfloat16"]
 Scalar = bool | int | float | str
 
 #: What pydantic calls the kinds of a `Scalar` or a list, in words.
-_KINDS = {
-    "bool": "true or false",
-    "float": "a finite number",
-    "str": "a text",
-    "list[int]": "a list of whole numbers",
-}
+_KINDS = {"bool": "true or false", "float": "a finite number", "str": "a text", "list[int]": "a list of whole numbers"}
 _ID = re.compile(r"[a-z0-9]+(?:[-.][a-z0-9]+)*")
 R = TypeVar("R", bound="Record")
 
@@ -51,8 +36,17 @@ def _file_name(value: str) -> str:
     return value
 
 
+def _genotype_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError(
+            f"expected up to 100 letters, digits, dots, dashes and underscores, got {value[:120]!r}: rename it"
+        )
+    return value
+
+
 Identifier = Annotated[str, AfterValidator(_identifier)]
 FileName = Annotated[str, AfterValidator(_file_name)]
+GenotypeName = Annotated[str, AfterValidator(_genotype_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fraction01 = Annotated[float, Field(ge=0, le=1)]
 
@@ -61,6 +55,9 @@ class Record(BaseModel):
     """Base of all records: no unknown fields, no coercion between kinds, immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    form: ClassVar[str] = ""
+    """How its fields are written: closes errors in pydantic's own words."""
 
     def canonical(self) -> str:
         """Return the one JSON text of this record: sorted keys, no spaces, shortest float form."""
@@ -71,7 +68,7 @@ class Record(BaseModel):
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
     @classmethod
-    def from_toml(cls, text: str, where: str) -> Self:
+    def from_toml(cls, text: str, where: str = "document") -> Self:
         """Read a record from TOML text; `where` names it in errors."""
         return cls.read(parse_toml(text, where), f"{where}: ")
 
@@ -98,7 +95,8 @@ class Record(BaseModel):
 
 def first_error(error: ValidationError, record: type[BaseModel]) -> str:
     """Return the first problem of a validation in one line: field, what was wrong or expected, what came."""
-    problems = error.errors()
+    # A default that waits for a faulty field is no mistake of the user's.
+    problems = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
     problem, place = problems[0], problems[0]["loc"]
     got = reprlib.repr(problem["input"])
     if place[-1:] == ("bool",):  # a field of several kinds: pydantic complains once for each
@@ -113,9 +111,11 @@ def first_error(error: ValidationError, record: type[BaseModel]) -> str:
         message = str(problem["msg"]).removeprefix("Value error, ")
         if ", got " not in message:
             message += f", got {got}"
+        if problem["type"] != "value_error" and (form := getattr(record, "form", "")):
+            message += f": {form}"
     others = sum(p["loc"][: len(place)] != place for p in problems)
-    more = f" (and {others} more)" if others else ""
-    return f"field {'.'.join(map(str, place)) or 'document'!r}: {message}{more}"
+    rest = f" (and {others} more)" if others else ""
+    return f"field {'.'.join(map(str, place)) or 'document'!r}: {message}{rest}"
 
 
 def _fields(record: type[BaseModel], place: Sequence[int | str]) -> list[str]:
@@ -146,9 +146,14 @@ def _tagged(annotation: object) -> Iterator[tuple[str, type[BaseModel]]]:
         yield from _tagged(tag)
 
 
-def read_toml(cls: type[R], path: Path) -> R:
-    """Read a record from a TOML file, or raise `UserError`."""
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the document of a TOML file, or raise `UserError`."""
     try:
-        return cls.from_toml(read_text(path), str(path))
+        return parse_toml(read_text(path), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+        raise UserError(f"cannot read {path}: {error}: check the path") from None
+
+
+def read_toml(cls: type[R], path: Path) -> R:
+    """Read a record from a TOML file; raises `UserError` naming the file and the field."""
+    return cls.read(read_document(path), f"{path}: ")

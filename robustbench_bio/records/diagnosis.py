@@ -50,14 +50,14 @@ class Diagnosis(Record):
         checks = [check.model_dump(mode="json") for check in self.checks]
         return self.summary() | {"seconds": self.seconds, "checks": checks}
 
-    def joined(self, more: Sequence[Check]) -> "Diagnosis":
+    def joined(self, further: Sequence[Check]) -> "Diagnosis":
         """Return the diagnosis with further checks, and the verdict on all.
 
         A check gives way to one of the same name that saw more examples, unless it has found masking.
         """
-        newer = {check.name for check in more}
+        newer = {check.name for check in further}
         kept = [c for c in self.checks if c.name not in newer or (c.fired and c.implies == "masked")]
-        checks = [*kept, *more]
+        checks = [*kept, *further]
         verdict, reason = verdict_on(checks)
         return self.model_copy(update={"checks": checks, "verdict": verdict, "reason": reason})
 

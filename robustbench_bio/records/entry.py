@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from robustbench_bio.core.stats import all_of, wilson
@@ -42,19 +43,13 @@ EitherGenotype = Annotated[
 
 def pack(bits: Sequence[bool]) -> str:
     """Return bools as base64 of bytes, eight in each, the first in the highest bit, zeros at the end."""
-    padded = [*bits, *[False] * (-len(bits) % 8)]
-    octets = (padded[i : i + 8] for i in range(0, len(padded), 8))
-    return base64.b64encode(bytes(sum(bit << (7 - k) for k, bit in enumerate(octet)) for octet in octets)).decode()
+    return base64.b64encode(np.packbits(np.array(bits, bool)).tobytes()).decode()
 
 
 def unpack(text: str, n: int) -> list[bool]:
-    """Return the n bools that `pack` wrote.
-
-    Raises:
-        ValueError: not base64, another length, or a bit set behind the last one.
-    """
+    """Return the n bools that `pack` wrote; `ValueError` for no base64, another length or a bit behind the last one."""
     data = base64.b64decode(text, validate=True)
-    bits = [bool(octet >> (7 - k) & 1) for octet in data for k in range(8)]
+    bits: list[bool] = np.unpackbits(np.frombuffer(data, np.uint8)).astype(bool).tolist()
     if len(data) != -(-n // 8) or any(bits[n:]):
         raise ValueError(f"expected {n} packed bits, got {len(data)} bytes")
     return bits[:n]
@@ -200,14 +195,14 @@ class Entry(Record):
 
     @field_validator("schema_version", mode="before")
     @classmethod
-    def _known_schema(cls, found: object) -> object:
-        if isinstance(found, int) and found > SCHEMA:
+    def _known_schema(cls, version: object) -> object:
+        if isinstance(version, int) and version > SCHEMA:
             raise ValueError(
-                f"expected {SCHEMA}, got {found}: this entry is newer than robustbench-bio here, update it"
+                f"expected {SCHEMA}, got {version}: this entry is newer than robustbench-bio here, update it"
             )
-        if found == 1:
+        if version == 1:
             raise ValueError(f"expected {SCHEMA}, got 1: bring the board up to date with biorobust leaderboard migrate")
-        return found
+        return version
 
     @model_validator(mode="after")
     def _follows_from_its_outcomes(self) -> Self:
@@ -233,19 +228,15 @@ class Entry(Record):
 
     def robust_correct(self) -> list[bool]:
         """Tell for each example whether it is robust to every attack and gradient within the board's threat model."""
-        return worst_case(self.measurements, self.rank_by)
+        return robust_to_all(self.measurements, self.rank_by)
 
     def derived(self) -> Scores:
         """Return the scores that follow from the outcomes."""
         return scored(self.measurements, self.rank_by)
 
 
-def worst_case(measurements: Sequence[Measured], threat: Threat) -> list[bool]:
-    """Tell for each example whether it is robust in every measurement of a threat model.
-
-    Raises:
-        ValueError: there is none.
-    """
+def robust_to_all(measurements: Sequence[Measured], threat: Threat) -> list[bool]:
+    """Tell for each example whether it is robust in every measurement of a threat model; `ValueError` for none."""
     columns = [measured.robust_correct() for measured in measurements if measured.spec.threat == threat]
     if not columns:
         raise ValueError(f"expected a measurement within {threat}, got none")
@@ -254,10 +245,7 @@ def worst_case(measurements: Sequence[Measured], threat: Threat) -> list[bool]:
 
 def scored(measurements: Sequence[Measured], threat: Threat) -> Scores:
     """Return the scores of measurements of one network on the same examples."""
-    robust, clean = worst_case(measurements, threat), measurements[0].clean_correct()
+    robust, clean = robust_to_all(measurements, threat), measurements[0].clean_correct()
     interval = wilson(sum(robust), len(robust))
-    return Scores(
-        clean_accuracy=sum(clean) / len(clean),
-        worst_case=sum(robust) / len(robust),
-        ci95=(interval.low, interval.high),
-    )
+    accuracy, worst = sum(clean) / len(clean), sum(robust) / len(robust)
+    return Scores(clean_accuracy=accuracy, worst_case=worst, ci95=(interval.low, interval.high))

@@ -2,23 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import tomli_w
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import ConfigDict, Field, Strict, ValidationInfo, field_validator
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import Registry, unknown
-from robustbench_bio.core.toml import parse_toml, read_text
+from robustbench_bio.records.base import GenotypeName, Record
 
 #: Largest number of intermediate nodes of a cell; a guard against a file that would build for minutes.
 MAX_NODES = 12
@@ -29,18 +20,9 @@ OPERATIONS = Registry(
     "operation",
     "robustbench_bio.nets",
     group="robustbench_bio.networks",
-    known={
-        "none": False,
-        "max_pool_3x3": False,
-        "avg_pool_3x3": False,
-        "skip_connect": True,
-        "sep_conv_3x3": True,
-        "sep_conv_5x5": True,
-        "sep_conv_7x7": True,
-        "dil_conv_3x3": True,
-        "dil_conv_5x5": True,
-        "conv_7x1_1x7": True,
-    },
+    known=dict.fromkeys(("none", "max_pool_3x3", "avg_pool_3x3"), False)
+    | dict.fromkeys(("skip_connect", *(f"sep_conv_{k}x{k}" for k in (3, 5, 7))), True)
+    | dict.fromkeys(("dil_conv_3x3", "dil_conv_5x5", "conv_7x1_1x7"), True),
 )
 
 #: Rule → suffix of a primitive's name; a name without suffix means bp. Those of BioNAS are known without torch; any
@@ -71,12 +53,7 @@ def declare_suffix(rule: str, suffix: str) -> None:
 
 
 class Primitive(NamedTuple):
-    """An operation and the rule under which its convolutions learn.
-
-    Attributes:
-        operation: name without suffix, such as "sep_conv_3x3".
-        rule: name of a learning rule; "bp" for operations without weights.
-    """
+    """An operation, such as "sep_conv_3x3", and the rule under which its convolutions learn; "bp" if it has none."""
 
     operation: str
     rule: str
@@ -102,8 +79,6 @@ def _spellings(operations: Mapping[str, bool], suffixes: Mapping[str, str]) -> d
 #: What can be read without torch.
 _KNOWN = _spellings(OPERATIONS.registered(), SUFFIXES.registered())
 
-_FORM = 'write an edge as ["sep_conv_3x3_u", 1], a concat as [2, 3]'
-
 
 def parse_primitive(name: str) -> Primitive:
     """Split a primitive's name into operation and rule: "sep_conv_3x3_fr" → ("sep_conv_3x3", "frsf").
@@ -124,12 +99,7 @@ def parse_primitive(name: str) -> Primitive:
 
 
 class Edge(NamedTuple):
-    """One edge of a cell.
-
-    Attributes:
-        op: name of a primitive.
-        state: where it comes from: 0 and 1 are the cell's inputs, 2 is the first node, and so on.
-    """
+    """One edge of a cell: a primitive's name and a state, of which 0 and 1 are the cell's inputs, 2 the first node."""
 
     op: Annotated[str, Strict()]
     state: Annotated[int, Strict()]
@@ -142,25 +112,20 @@ def _all_nodes(kind: str) -> Any:
     return Field(default_factory=factory)
 
 
-class Genotype(BaseModel):
-    """Two cells as in DARTS (Liu et al. 2019): edges 2i and 2i+1 enter node i, whose state is i + 2.
+class Genotype(Record):
+    """Two cells as in DARTS (Liu et al. 2019): edges 2i and 2i+1 enter node i, whose state is i + 2."""
 
-    Attributes:
-        name: up to 100 letters, digits, dots, dashes and underscores; the file is called after it.
-        source: where it was published, or how it was found.
-        normal: edges of the cell that keeps the resolution.
-        reduce: edges of the cell that halves it; its edges from states 0 and 1 have stride 2.
-        normal_concat: states that make the normal cell's output; all nodes by default.
-        reduce_concat: the same for the reduction cell.
-    """
+    model_config = ConfigDict(strict=False)  # arrays of TOML become tuples
+    form: ClassVar[str] = 'write an edge as ["sep_conv_3x3_u", 1], a concat as [2, 3]'
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: GenotypeName
     source: str
+    """Where it was published, or how it was found."""
     normal: tuple[Edge, ...]
     reduce: tuple[Edge, ...]
+    """Of the cell that halves the resolution; its edges from states 0 and 1 have stride 2."""
     normal_concat: tuple[Annotated[int, Strict()], ...] = _all_nodes("normal")
+    """States that make the cell's output; all nodes by default."""
     reduce_concat: tuple[Annotated[int, Strict()], ...] = _all_nodes("reduce")
 
     @field_validator("normal", "reduce")
@@ -197,90 +162,11 @@ class Genotype(BaseModel):
             )
         return concat
 
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a genotype from a TOML file; raises `UserError` naming the file and the field."""
-        try:
-            text = read_text(path)
-        except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f"expected a genotype file at {path}, got {e}: check the path") from e
-        return cls.from_toml(text, str(path))
-
-    @classmethod
-    def from_toml(cls, text: str, origin: str = "genotype") -> Self:
-        """Parse a genotype from TOML.
-
-        Args:
-            text: keys are the attributes; an edge is an array such as ["sep_conv_3x3_u", 1].
-            origin: what messages call the text.
-
-        Raises:
-            UserError: not TOML, or not a genotype; one line that names the fields.
-        """
-        document = parse_toml(text, origin)
-        try:
-            return cls.model_validate(document)
-        except ValidationError as e:
-            raise UserError(f"{origin}: {_one_line(e)}") from e
-
     def to_toml(self) -> str:
         """Return the canonical text: every field, in order, one edge a line."""
         lines = [tomli_w.dumps({"name": self.name, "source": self.source}).rstrip()]
         for kind in ("normal", "reduce"):
             edges = (f'    ["{op}", {state}],' for op, state in getattr(self, kind))
             lines += [f"{kind} = [", *edges, "]"]
-        lines += [
-            f"normal_concat = {list(self.normal_concat)}",
-            f"reduce_concat = {list(self.reduce_concat)}",
-        ]
+        lines += [f"{kind}_concat = {list(getattr(self, f'{kind}_concat'))}" for kind in ("normal", "reduce")]
         return "\n".join(lines) + "\n"
-
-    def with_rule(self, rule: str) -> Self:
-        """Return the same cells with every convolution and skip under one rule, as a control.
-
-        The result is called "<name>-<rule>".
-
-        Raises:
-            UserError: no primitive carries that rule.
-        """
-        if rule not in SUFFIXES:
-            raise UserError(unknown("rule of a primitive", rule, SUFFIXES.names()))
-
-        def ruled(edges: tuple[Edge, ...]) -> tuple[Edge, ...]:
-            return tuple(Edge(Primitive(parse_primitive(op).operation, rule).name, state) for op, state in edges)
-
-        changes = {
-            "name": f"{self.name}-{rule}",
-            "source": f"{self.source} Every rule replaced by {rule}.",
-            "normal": ruled(self.normal),
-            "reduce": ruled(self.reduce),
-        }
-        return self.model_copy(update=changes)
-
-
-def _one_line(error: ValidationError) -> str:
-    """Return what went wrong, field by field, without pydantic's frame."""
-    parts = []
-    for problem in error.errors():
-        # A default that waits for a faulty field is no mistake of the user's.
-        if problem["type"] == "default_factory_not_called":
-            continue
-        field = ".".join(map(str, problem["loc"]))
-        parts.append(f"{field}: {_remedy(problem['type'], problem['msg'], problem['input'])}")
-    rest = [f"and {len(parts) - 3} more"] if len(parts) > 3 else []
-    return re.sub(r"\s+", " ", "; ".join(parts[:3] + rest))
-
-
-def _remedy(kind: str, message: str, got: object) -> str:
-    match kind:
-        case "missing":
-            return "expected a value, got none: add this field"
-        case "extra_forbidden":
-            return f"expected one of {', '.join(Genotype.model_fields)}, got a field of another name: remove it"
-        case "value_error":
-            return message.removeprefix("Value error, ")
-        case "string_pattern_mismatch":
-            shown = str(got)[:120]
-            return f"expected up to 100 letters, digits, dots, dashes and underscores, got {shown!r}: rename it"
-        case _:
-            return f"{message}, got {got!r}: {_FORM}"

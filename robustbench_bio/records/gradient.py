@@ -22,16 +22,13 @@ class Gradient:
     `exact` differentiates the forward pass, `rule` asks the network's learning rules, `surrogate:NAME` differentiates
     the forward pass with a smooth stand-in for every threshold and rounding. `+eot:K` averages K draws of a random
     network or rule (expectation over transformation: Athalye et al. 2018, arXiv:1707.07397); `eot:K` alone is exact.
-
-    Attributes:
-        source: where the gradient comes from.
-        surrogate: name of the stand-in, "" for the other sources.
-        draws: K; 0 without expectation.
     """
 
     source: Literal["exact", "rule", "surrogate"]
     surrogate: str = ""
+    """Name of the stand-in, "" for the other sources."""
     draws: int = 0
+    """K; 0 without expectation."""
 
     @classmethod
     def read(cls, text: "str | Gradient") -> "Gradient":

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.core.registry import unknown
-from robustbench_bio.core.toml import parse_toml, read_text
-from robustbench_bio.records.base import Identifier, Record, first_error
+from robustbench_bio.records.base import Identifier, Record, first_error, read_document
 from robustbench_bio.records.genotype import Edge
 from robustbench_bio.records.kinds import kind_of
 from robustbench_bio.records.motifs import MAX_CELLS, Motif
@@ -18,18 +16,17 @@ from robustbench_bio.records.space import Space
 BLOCK = 20
 
 
-class ListedMotif(BaseModel):
+class ListedMotif(Record):
     """A motif as a space lists it.
 
     Attributes:
-        name: such as "m3".
         id: the gene that stands for it among the motifs of as many inputs.
         nodes, feedback: as in `Motif`.
         malformed: why it cannot be built, for a motif that was published so; it is refused by name.
         ours: whether it was not published, but stands in for one that is malformed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=False)
 
     name: str
     id: int = Field(ge=0, le=99)
@@ -55,18 +52,11 @@ class ListedMotif(BaseModel):
 class MotifSpace(Record):
     """What an engine may choose from for spiking networks: motifs, kernels, and how far back each cell reads.
 
-    Attributes:
-        kind: "motifs", which tells the file from a space of cells.
-        name: the file is called after it.
-        title: what it is, in a few words.
-        summary: what is worth knowing before it is chosen.
-        reference: where it was published.
-        motifs: no two that can be built share inputs and id.
-        channels: C of the networks, unless told otherwise.
-        layers: cells of the networks, unless told otherwise.
+    No two motifs that can be built share inputs and id. `channels` and `layers` hold unless a search is told otherwise.
     """
 
     kind: Literal["motifs"]
+    """Tells the file from a space of cells."""
     name: Identifier
     title: str
     summary: str = ""
@@ -104,23 +94,9 @@ class MotifSpace(Record):
         motifs = [(listed.id, listed.motif) for listed in self.motifs if not listed.malformed]
         return {(motif.inputs, number): motif for number, motif in motifs}
 
-    def named(self, name: str) -> Motif:
-        """Return a motif by name.
-
-        Raises:
-            UserError: unknown, or malformed as published.
-        """
-        for listed in self.motifs:
-            if listed.name == name:
-                return listed.motif
-        raise UserError(unknown("motif", name, [listed.name for listed in self.motifs]))
-
 
 def read_space(path: Path) -> Space | MotifSpace:
     """Read a search space of either kind from a TOML file; raises `UserError` naming the file and the field."""
-    try:
-        document = parse_toml(read_text(path), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+    document = read_document(path)
     kind = Space if kind_of(document) == "cells" else MotifSpace
     return kind.read(document, f"{path}: ")

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeAlias
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
-from robustbench_bio.core.toml import parse_toml, read_text
-from robustbench_bio.records.base import first_error
+from robustbench_bio.records.base import GenotypeName, Record, read_document
 from robustbench_bio.records.genotype import MAX_NODES, Edge, Genotype
 from robustbench_bio.records.kinds import kind_of
 
@@ -31,12 +30,7 @@ Coding = Literal["direct", "frames"]
 
 
 class Link(NamedTuple):
-    """A link in its parts.
-
-    Attributes:
-        kernel: side of the convolution; 0 where there is none.
-        sign: "p", "n" or "".
-    """
+    """A link in its parts: side of the convolution, 0 where there is none, and "p", "n" or ""."""
 
     kernel: int
     sign: str
@@ -64,7 +58,7 @@ def reduction_cells(layers: int, coding: Coding) -> frozenset[int]:
     return frozenset({layers // 4, layers // 2, 3 * layers // 4})
 
 
-class Motif(BaseModel):
+class Motif(Record):
     """A circuit: a node is the sum of its links, the output is the nodes side by side.
 
     With k inputs the inputs are states 0..k−1 and node i is state k + i. Feedback is one link for each node but
@@ -72,12 +66,11 @@ class Motif(BaseModel):
     does not reach back in time.
 
     Attributes:
-        name: such as "m3".
         nodes: for each node its links as (operation, state that it comes from), as many as the motif has inputs.
         feedback: (operation, state that it goes to) of nodes 1, 2, …; empty where nothing feeds back.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=False)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")
     nodes: tuple[tuple[Edge, ...], ...] = Field(min_length=1, max_length=MAX_NODES)
@@ -124,25 +117,24 @@ class Motif(BaseModel):
                 )
 
 
-class MotifGenotype(BaseModel):
+class MotifGenotype(Record):
     """A motif for each cell of a network, with the kernels that evolution chose.
 
     Cells that halve the map hold no motif; which they are depends on the coding (`reduction_cells`), and what the
     genotype says of them is kept but decides nothing there.
 
     Attributes:
-        kind: "motifs", which tells the file from one of cells.
-        name: up to 100 letters, digits, dots, dashes and underscores.
+        kind: tells the file from one of cells.
         source: where it was published, or how it was found.
         inputs: how many earlier cell outputs each cell reads (the macro type), 2, 3 or 4.
         cells: their motifs.
         genome: the integers that it was decoded from, where it was; kept so that nothing of them is lost.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=False)
 
     kind: Literal["motifs"] = "motifs"
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: GenotypeName
     source: str
     inputs: int = Field(ge=2, le=MAX_INPUTS, strict=True)
     genome: tuple[Gene, ...] = Field(default=(), max_length=20 * MAX_CELLS + 1)
@@ -156,14 +148,6 @@ class MotifGenotype(BaseModel):
             if inputs is not None and cell.inputs != inputs:
                 raise ValueError(f"expected motifs of {inputs} inputs, got {cell.name} of {cell.inputs} in cell {i}")
         return cells
-
-    @classmethod
-    def from_toml(cls, text: str, origin: str = "genotype") -> Self:
-        """Parse from TOML; raises `UserError` of one line that begins with `origin` and names the field."""
-        try:
-            return cls.model_validate(parse_toml(text, origin))
-        except ValidationError as error:
-            raise UserError(f"{origin}: {first_error(error, cls)}") from None
 
     def to_toml(self) -> str:
         """Return the canonical text: every field, in order, one node a line."""
@@ -187,9 +171,6 @@ AnyGenotype: TypeAlias = Genotype | MotifGenotype
 
 def read_genotype(path: Path) -> AnyGenotype:
     """Read a genotype of either kind from a TOML file; raises `UserError` naming the file and the field."""
-    try:
-        text = read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"expected a genotype file at {path}, got {error}: check the path") from None
-    kind = Genotype if kind_of(parse_toml(text, str(path))) == "cells" else MotifGenotype
-    return kind.from_toml(text, str(path))
+    document = read_document(path)
+    kind = Genotype if kind_of(document) == "cells" else MotifGenotype
+    return kind.read(document, f"{path}: ")

@@ -12,16 +12,11 @@ from robustbench_bio.records.threat import Norm, Threat, check_eps, parse_eps
 
 
 class AskedMeasurement(NamedTuple):
-    """One attack at one radius with one gradient, as a preset writes it.
-
-    Attributes:
-        attack: the attack and its parameters.
-        eps: the radius as people write it, in the attack's unit.
-        gradient: what the attack follows.
-    """
+    """One attack at one radius with one gradient, as a preset writes it."""
 
     attack: "PresetAttack"
     eps: str
+    """As people write it, in the attack's unit."""
     gradient: Gradient
 
     def key(self) -> tuple[Any, ...]:

@@ -13,18 +13,12 @@ class Space(Record):
     """What an engine may choose from, and the network in which it searches.
 
     Attributes:
-        name: the file is called after it.
-        title: what it is, in a few words.
-        summary: what is worth knowing before it is chosen.
-        reference: where it was published.
-        primitives: names of operations with their rules' suffixes; two or more, no two alike. The order
-            decides ties.
+        primitives: names of operations with their rules' suffixes, no two alike. The order decides ties.
         nodes: intermediate nodes of a cell.
         stem: what stands before the cells; "cifar" keeps the resolution.
         partial: K of PC-DARTS (Xu et al. 2020): 1/K of the channels go through the operations.
         pool_norm: whether pools are followed by batch norm in the supernet, as in DARTS.
-        channels: C of the supernet, unless told otherwise.
-        layers: cells of the supernet, unless told otherwise.
+        channels, layers: C and cells of the supernet, unless told otherwise.
     """
 
     name: Identifier

@@ -117,11 +117,7 @@ def _some(names: list[str]) -> str:
 
 
 def check_options(options: Mapping[str, object]) -> dict[str, object]:
-    """Return the options of rules as a card writes them, in the types of the rules that take them.
-
-    Raises:
-        UserError: an option that no rule has, or a value that it does not take.
-    """
+    """Return the options of rules, as a card writes them, in the types of the rules; raises `UserError`."""
     return read_options(options, list(dict.fromkeys(kind.takes for _, kind in RULES.items())))
 
 
@@ -131,13 +127,10 @@ def attach(
     """Give a network its learning rules; `net.rules` remembers them, forward passes stay as they were.
 
     Args:
-        net: the network; its weights are not changed.
+        net: its weights are not changed.
         assignment: see `resolve`, or layer name → rule name.
         seed: of feedback matrices.
         options: of the rules, by the names that a card uses; each rule takes its own.
-
-    Returns:
-        The rule set, also stored as `net.rules`.
 
     Raises:
         UserError: unknown layer, rule or option, rules that cannot be mixed, or a network that the rule cannot own.
@@ -157,12 +150,8 @@ def attach(
 def initialise(net: Net, options: RuleOptions, seed: int, *, which: Literal["all", "ruled"] = "all") -> None:
     """Draw weights anew from the law of the feedback matrices, biases zero.
 
-    Args:
-        net: the network, rules attached.
-        options: `init` names the law.
-        seed: of the draw.
-        which: "all" weight layers (one law for the whole network), or only the "ruled" ones, as in the
-            released BioNAS code, where bp layers keep PyTorch's default.
+    `which` takes "all" weight layers (one law for the whole network), or only the "ruled" ones, as in the released
+    BioNAS code, where bp layers keep PyTorch's default.
     """
     assert isinstance(net.rules, RuleSet)  # noqa: S101
     for name, layer in weight_layers(net).items():

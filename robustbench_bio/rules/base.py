@@ -1,9 +1,8 @@
 """What a learning rule is: the owner of the backward pass."""
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -25,19 +24,13 @@ Loss = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Draw:
-    """Reproducible source of the random state of one layer: keyed by (seed, layer name, purpose).
-
-    Args:
-        seed: of the whole network's rules.
-        layer: name of the layer.
-        options: the rule's own.
-        classes: number of logits, for rules that project the output error.
-    """
+    """Reproducible source of the random state of one layer: keyed by (seed, layer name, purpose)."""
 
     seed: int
     layer: str
     options: RuleOptions
     classes: int = 0
+    """Number of logits, for rules that project the output error."""
 
     def uniform(self, shape: Sequence[int], bound: float, purpose: str) -> Tensor:
         """Draw float32 from U(±bound); always on the CPU, so that every device sees the same numbers."""
@@ -57,8 +50,12 @@ def fans(layer: Layer) -> tuple[int, int]:
     """
     weight = layer.weight
     window = weight[0, 0].numel() if weight.ndim > 2 else 1
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    return weight.shape[1] * window, weight.shape[0] // groups * window
+    return weight.shape[1] * window, weight.shape[0] // groups(layer) * window
+
+
+def groups(layer: Layer) -> int:
+    """Return how many parts of a layer learn apart."""
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
 
 
 def init_bound(layer: Layer, options: RuleOptions) -> float:
@@ -68,14 +65,10 @@ def init_bound(layer: Layer, options: RuleOptions) -> float:
 
 
 class OutputError:
-    """e = ∂L/∂logits of one backward pass, seen before any layer's own backward runs.
-
-    Attributes:
-        value: [N, K], or None until the backward pass reaches the logits.
-    """
+    """e = ∂L/∂logits of one backward pass, seen before any layer's own backward runs."""
 
     def __init__(self) -> None:
-        self.value: Tensor | None = None
+        self.value: Tensor | None = None  # [N, K], once the backward pass has reached the logits
 
     def watch(self, module: nn.Module, args: object, logits: Tensor) -> Tensor:
         """Forward hook of the network: let the logits' gradient be recorded on its way down."""
@@ -140,9 +133,8 @@ class InputGradient(NamedTuple):
 class RuleSet(nn.Module, ABC):
     """The learning rules of one network; `model.rules` remembers it, plain forward passes ignore it.
 
-    Args:
-        assignment: layer name → rule name, for the layers that are not plain bp.
-        values: what was set of the rules' options: name → checked value.
+    `assignment` is layer name → rule name, for the layers that are not plain bp; `values` what was set of the rules'
+    options: name → checked value.
     """
 
     def __init__(self, assignment: Mapping[str, str], values: Mapping[str, object]) -> None:
@@ -176,10 +168,8 @@ class NetworkRule(RuleSet, LearningRule):
 
     A concrete rule is registered under its name and refuses in `__init__` the networks that it cannot own.
 
-    Args:
-        model: the network.
-        assignment: each of its weight layers → the rule's own name.
-        values: of the rules' options, as `attach` has checked them; the rule takes its own.
+    `assignment` names each weight layer of the model → the rule's own name; the rule takes its own of the options'
+    values, which `attach` has checked.
     """
 
     def __init__(self, model: nn.Module, assignment: Mapping[str, str], values: Mapping[str, object]) -> None:
@@ -203,16 +193,3 @@ class _Rules(Registry[type[Rule] | type[NetworkRule]]):
 
 
 RULES = _Rules("rule", "robustbench_bio.rules")
-
-
-@contextlib.contextmanager
-def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Put the models into eval mode for the duration of the block; each of their modules gets its mode back."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -1,6 +1,5 @@
 """The linear maps inside a layer and their adjoints, for convolutions and dense layers alike."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -10,33 +9,9 @@ from torch import Tensor, nn
 from robustbench_bio.rules.base import Layer
 
 
-class Geometry(ABC):
-    """Z = W x + b of one layer, and what flows back through it."""
-
-    @abstractmethod
-    def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return Z."""
-
-    @abstractmethod
-    def to_input(self, g: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
-        """Return δX for the gradient `g` at Z, sent through `matrix` (W for backpropagation)."""
-
-    @abstractmethod
-    def to_weight(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        """Return dW for the gradient `g` at Z."""
-
-    @abstractmethod
-    def to_bias(self, g: Tensor) -> Tensor:
-        """Return db for the gradient `g` at Z."""
-
-    @abstractmethod
-    def spread(self, signal: Tensor, like: Tensor) -> Tensor:
-        """Give each position of `like` the per-unit `signal` [N, units]; `like` has N rows, or N for each time step."""
-
-
 @dataclass(frozen=True)
-class Convolution(Geometry):
-    """x [N, Ci, H, W], weight [Co, Ci/groups, kh, kw]."""
+class Convolution:
+    """Z = W x + b of a layer, and what flows back through it: x [N, Ci, H, W], weight [Co, Ci/groups, kh, kw]."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -47,9 +22,11 @@ class Convolution(Geometry):
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def to_input(self, g: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+        """Return δX for the gradient g at Z, sent through `matrix` (W for backpropagation)."""
         return self._adjoint(g, x, matrix, (True, False, False))[0]
 
     def to_weight(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Return dW for the gradient g at Z."""
         if weight.shape[2:] == (1, 1) and not any(self.padding):
             # The pixels that it sees, and no stride: see `nets.operations.EverySecond`.
             x = x[:, :, :: self.stride[0], :: self.stride[1]]
@@ -60,6 +37,7 @@ class Convolution(Geometry):
         return g.sum((0, 2, 3))
 
     def spread(self, signal: Tensor, like: Tensor) -> Tensor:
+        """Give each position of `like` the per-unit `signal` [N, units]; `like` has N rows, or N for each time step."""
         signal = signal.repeat(len(like) // len(signal), 1)
         return signal[:, :, None, None].expand_as(like).contiguous()
 
@@ -73,8 +51,8 @@ class Convolution(Geometry):
 
 
 @dataclass(frozen=True)
-class Dense(Geometry):
-    """x [..., I], weight [O, I]."""
+class Dense:
+    """The same for x [..., I] and weight [O, I]."""
 
     def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
@@ -92,6 +70,9 @@ class Dense(Geometry):
 
     def spread(self, signal: Tensor, like: Tensor) -> Tensor:
         return signal.view(len(signal), *([1] * (like.ndim - 2)), -1).expand_as(like).contiguous()
+
+
+Geometry = Convolution | Dense
 
 
 def unfolded(layer: Layer, x: Tensor) -> tuple[Geometry, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_bio.core.errors import DivergedError
-from robustbench_bio.rules.base import RULES, Draw, Layer, Rule
+from robustbench_bio.rules.base import RULES, Draw, Layer, Rule, groups
 from robustbench_bio.rules.geometry import Geometry, unfolded
 from robustbench_bio.rules.options import RuleOptions
 
@@ -17,29 +17,23 @@ NORM_FLOOR = 1e-10
 
 
 class Response(NamedTuple):
-    """How the units of a layer answer at each position: both [n, groups, units, ...].
-
-    Args:
-        activity: y, what the input is correlated with.
-        decay: what the unit's own weights are shrunk by.
-    """
+    """How the units of a layer answer at each position: both [n, groups, units, ...]."""
 
     activity: Tensor
+    """y, what the input is correlated with."""
     decay: Tensor
+    """What the unit's own weights are shrunk by."""
 
 
 class Seen(NamedTuple):
-    """Sums over all examples and positions since the last step.
-
-    Args:
-        correlation: Σ y x, in the shape of the weight.
-        decay: Σ decay per unit, broadcast over the weight: [units, 1, ...].
-        positions: number of terms in each sum.
-    """
+    """Sums over all examples and positions since the last step."""
 
     correlation: Tensor
+    """Σ y x, in the shape of the weight."""
     decay: Tensor
+    """Σ decay per unit, broadcast over the weight: [units, 1, ...]."""
     positions: int
+    """Terms in each sum."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +103,7 @@ class Hebbian(LocalRule):
 
     @torch.no_grad()
     def step(self, layer: Layer) -> None:
-        """Change the weight by what was seen since the last step, and forget it.
-
-        Raises:
-            DivergedError: the update is not finite.
-        """
+        """Change the weight by what was seen since the last step, and forget it; raises `DivergedError`."""
         if self._seen is None:
             return
         change, self._seen = self.change(layer, self._seen), None
@@ -133,7 +123,7 @@ class Hebbian(LocalRule):
             if layer.bias is not None:
                 # The papers' u is W x: a bias would decide who wins without having seen the input.
                 u = u - layer.bias.view(-1, *[1] * (u.ndim - 2))
-            grouped = u.view(len(u), _groups(layer), -1, *u.shape[2:])
+            grouped = u.view(len(u), groups(layer), -1, *u.shape[2:])
             activity, decay = (part.flatten(1, 2) for part in self.respond(grouped))
             correlation = geometry.to_weight(activity, x.to(weight.dtype), weight)
             shrink = decay.transpose(0, 1).flatten(1).sum(1).view(-1, *[1] * (weight.ndim - 1))
@@ -184,11 +174,7 @@ class HardWta(Hebbian):
 
 @dataclass(frozen=True)
 class SoftHebbOptions(LocalOptions):
-    """Options of softhebb.
-
-    Args:
-        softhebb_inverse_temperature: t in p = softmax(t·u).
-    """
+    """Options of softhebb: `softhebb_inverse_temperature` is t in p = softmax(t·u)."""
 
     softhebb_inverse_temperature: float = 1.0
 
@@ -221,7 +207,7 @@ class SoftHebb(Hebbian):
     def change(self, layer: Layer, seen: Seen) -> Tensor:
         """Return η·√(|‖W_o‖₂ − 1| + 1e-10)·Δ_o, Δ divided by its largest entry."""
         weight = layer.weight
-        delta = (seen.correlation - seen.decay * weight).reshape(_groups(layer), -1)
+        delta = (seen.correlation - seen.decay * weight).reshape(groups(layer), -1)
         # A group that saw zeros only stays as it is: without the floor it would become 0/0.
         delta = delta / delta.abs().amax(1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
         norm = weight.flatten(1).norm(dim=1).view_as(seen.decay)
@@ -240,10 +226,6 @@ class _Stopped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return g.new_zeros(ctx.input_shape), None, None, None
-
-
-def _groups(layer: Layer) -> int:
-    return layer.groups if isinstance(layer, nn.Conv2d) else 1
 
 
 def _one_hot_argmax(u: Tensor) -> Tensor:

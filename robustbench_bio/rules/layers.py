@@ -8,20 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.rules.base import RULES, Draw, InputGradient, Layer, Loss, OutputError, Rule, RuleSet, eval_mode
+from robustbench_bio.nets.base import eval_mode
+from robustbench_bio.rules.base import RULES, Draw, InputGradient, Layer, Loss, OutputError, Rule, RuleSet
 from robustbench_bio.rules.options import own_options
 
 
 class LayerRules(RuleSet):
-    """One rule per layer, each within backpropagation's order of things.
-
-    Args:
-        model: the network, for the shapes of its layers.
-        assignment: layer name → rule name, as `attach` has checked it.
-        values: of the rules' options, as `attach` has checked them; each rule takes its own.
-        seed: of every feedback matrix.
-        classes: number of logits.
-    """
+    """One rule per layer, each within backpropagation's order of things; `attach` has checked what it is given."""
 
     def __init__(
         self, model: nn.Module, assignment: Mapping[str, str], values: Mapping[str, object], seed: int, classes: int

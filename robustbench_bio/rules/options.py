@@ -40,12 +40,8 @@ def own_options(kind: type[Own], values: Mapping[str, object]) -> Own:
 def read_options(values: Mapping[str, object], kinds: list[type[RuleOptions]]) -> dict[str, object]:
     """Return the values as the rules' own types hold them, such as a whole number that stands for a float.
 
-    Args:
-        values: option name → value, as written in a card.
-        kinds: the options of all rules; a card may set what none of its rules asks for.
-
-    Raises:
-        UserError: an option that no rule has, or a value that it does not take.
+    `kinds` are the options of all rules: a card may set what none of its rules asks for. Raises `UserError` for an
+    option that no rule has, or a value that it does not take.
     """
     known = [name for kind in kinds for name in _names(kind)]
     for name in values:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.nets.base import Net
-from robustbench_bio.rules.base import RULES, InputGradient, Loss, NetworkRule, eval_mode
+from robustbench_bio.nets.base import Net, eval_mode
+from robustbench_bio.rules.base import RULES, InputGradient, Loss, NetworkRule
 from robustbench_bio.rules.options import RuleOptions
 
 
@@ -55,12 +55,9 @@ def infer(chain: Sequence[nn.Module], x: Tensor, loss: Loss, options: Predictive
     to reach stage l. E falls at every step if γ is small against its curvature and the stages are smooth; at
     the kinks of ReLU and max pooling it settles to within a jitter. A state's graphs last until the next one.
 
-    Args:
-        chain: stages, each ending in one weight layer.
-        x: [N, ...], clamped.
-        loss: logits → loss per example [N]; ½‖t − μ_L‖² gives the textbook form.
-        options: T = `pc_steps`, γ = `pc_gamma`, β = `pc_beta`, and `pc_fixed_prediction`, which keeps μ_l,
-            the derivatives and ε̂_L at their feed-forward values.
+    Each stage ends in one weight layer; x [N, ...] is clamped; the loss ½‖t − μ_L‖² per example [N] gives the textbook
+    form. T = `pc_steps`, γ = `pc_gamma`, β = `pc_beta`; `pc_fixed_prediction` keeps μ_l, the derivatives and ε̂_L at
+    their feed-forward values.
 
     Source: Whittington & Bogacz 2017; Millidge, Tschantz & Buckley 2022 (fixed predictions).
     """
@@ -97,11 +94,6 @@ class PredictiveCoding(NetworkRule):
 
     Stages run in eval mode and without autocast: dropout and batch statistics have no place in an energy, so
     inference draws nothing and moves no buffer; batch normalisation acts with its running statistics.
-
-    Args:
-        model: a network whose `chain` gives its stages.
-        assignment: each of its weight layers → "pc".
-        values: of the rules' options, as `attach` has checked them; see `PredictiveOptions`.
 
     Raises:
         UserError: the network is not a chain, or an option is out of range.

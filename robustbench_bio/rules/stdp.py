@@ -14,18 +14,15 @@ from robustbench_bio.rules.hebbian import LocalOptions, LocalRule
 
 
 class Pairs(NamedTuple):
-    """Sums over all pairs of an incoming and an outgoing spike, in the shape of the weight.
-
-    Args:
-        causal: Σ s_post·trace_pre, what potentiates.
-        acausal: Σ trace_post·s_pre, what depresses.
-    """
+    """Sums over all pairs of an incoming and an outgoing spike, in the shape of the weight."""
 
     causal: Tensor
+    """Σ s_post·trace_pre, what potentiates."""
     acausal: Tensor
+    """Σ trace_post·s_pre, what depresses."""
 
 
-def trace(spikes: Tensor, tau: float) -> Tensor:
+def spike_trace(spikes: Tensor, tau: float) -> Tensor:
     """Return what is left of earlier spikes, tr ← tr − tr/τ + s: spikes [T, ...] → same shape, the present included."""
     left, traces = torch.zeros_like(spikes[0]), []
     for present in spikes.unbind():
@@ -37,19 +34,13 @@ def trace(spikes: Tensor, tau: float) -> Tensor:
 def pairs(geometry: Geometry, pre: Tensor, post: Tensor, weight: Tensor, tau_pre: float, tau_post: float) -> Pairs:
     """Sum over time, examples and positions what each synapse sees of its neurons' spikes.
 
-    A pair of spikes at lag k counts (1 − 1/τ)^k, one at lag 0 on both sides.
-
-    Args:
-        geometry: of the layer; any stride, padding, dilation and groups.
-        pre: [T, N, ...] incoming spikes.
-        post: [T, N, ...] outgoing spikes, or any multiple of them.
-        weight: of the layer, for its shape.
-        tau_pre: of the traces of incoming spikes, in steps.
-        tau_post: of the traces of outgoing spikes.
+    A pair of spikes at lag k counts (1 − 1/τ)^k, one at lag 0 on both sides; τ are in steps. `pre` are incoming spikes
+    [T, N, ...], `post` outgoing ones or any multiple of them; the layer may have any stride, padding, dilation and
+    groups.
     """
     return Pairs(
-        geometry.to_weight(post.flatten(0, 1), trace(pre, tau_pre).flatten(0, 1), weight),
-        geometry.to_weight(trace(post, tau_post).flatten(0, 1), pre.flatten(0, 1), weight),
+        geometry.to_weight(post.flatten(0, 1), spike_trace(pre, tau_pre).flatten(0, 1), weight),
+        geometry.to_weight(spike_trace(post, tau_post).flatten(0, 1), pre.flatten(0, 1), weight),
     )
 
 

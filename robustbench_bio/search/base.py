@@ -34,12 +34,7 @@ S = TypeVar("S", bound=Record, default=Space)
 
 
 class Labelled(NamedTuple):
-    """Images with labels.
-
-    Attributes:
-        x: uint8 [N, C, H, W].
-        y: int64 [N].
-    """
+    """Images x, uint8 [N, C, H, W], with labels y, int64 [N]."""
 
     x: Tensor
     y: Tensor
@@ -48,6 +43,10 @@ class Labelled(NamedTuple):
         """Return the same on a device."""
         return Labelled(self.x.to(device), self.y.to(device))
 
+    def examples(self) -> Examples:
+        """Return the same as a data set gives it."""
+        return Examples(self.x.cpu().numpy(), self.y.cpu().numpy(), np.arange(len(self.y)))
+
 
 #: Fields of a space that do not change what a search finds; width and depth are those of the task.
 _DECIDE_NOTHING = {"name", "title", "summary", "reference", "channels", "layers"}
@@ -55,23 +54,14 @@ _DECIDE_NOTHING = {"name", "title", "summary", "reference", "channels", "layers"
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTask(Generic[S]):
-    """What an engine is given to search with.
+    """What an engine is given to search with; `name` and `source` are those of the genotype.
 
     Attributes:
-        space: what it may choose from.
-        inputs: what the networks are built for.
         fit: images that weights learn from.
         validation: images that architectures are judged by.
-        channels, layers: size of the networks of the search.
-        fitness: what makes a candidate good.
-        seed: of everything random.
-        device: where networks are.
-        precision: of forward and backward passes.
         crop, flip: random changes of the images that weights learn from, as in `Recipe`.
-        executor: who scores candidates.
         checkpoint: file to continue from and to write to; None keeps nothing.
         deadline: when to stop, on the clock of `time.monotonic`.
-        name, source: of the genotype.
     """
 
     space: S
@@ -102,8 +92,7 @@ class SearchTask(Generic[S]):
 
     def identity(self, engine: "Engine[S]") -> str:
         """Return a text of all that decides the outcome: a checkpoint of another one must not be continued."""
-        x, y = (torch.cat(pair).cpu().numpy() for pair in zip(self.fit, self.validation, strict=True))
-        data = Examples(x, y, np.arange(len(y)))
+        data = Labelled(*(torch.cat(pair) for pair in zip(self.fit, self.validation, strict=True))).examples()
         return json.dumps(
             {
                 "engine": [type(engine).__name__, dataclasses.asdict(engine)],
@@ -124,11 +113,7 @@ class SearchTask(Generic[S]):
 
 
 def halves(examples: Examples, seed: int) -> tuple[Labelled, Labelled]:
-    """Split images into two halves of every class: those to fit weights on, those to judge by.
-
-    Raises:
-        UserError: a class has fewer than two images.
-    """
+    """Split images into two halves of every class: those to fit weights on, those to judge by; raises `UserError`."""
     labels, counts = np.unique(examples.y, return_counts=True)
     if len(examples) == 0 or counts.min() < 2:
         least = f"{counts.min()} of class {labels[counts.argmin()]}" if len(examples) else "none"
@@ -158,6 +143,8 @@ class SearchResult(NamedTuple):
 class Engine(ABC, Generic[S]):
     """A search algorithm with its hyper-parameters; a subclass is a frozen dataclass with the paper's defaults.
 
+    Values out of their range raise `UserError`.
+
     Class attributes:
         fitness: what it looks for unless told otherwise.
         terms: kinds of fitness that it can follow.
@@ -186,10 +173,6 @@ class Engine(ABC, Generic[S]):
         Everything random is drawn from the task's seed and the number of the step, so that the same call gives
         the same genotype, and a search that was interrupted anywhere continues to the same genotype.
 
-        Args:
-            task: what to search with.
-            progress: called with (steps done, steps in all, one line).
-
         Raises:
             UserError: a checkpoint of another search.
             DivergedError: the one network that the engine trains diverges.
@@ -204,10 +187,6 @@ ENGINES: Registry[type[Engine[Any]]] = Registry("engine", "robustbench_bio.searc
 
 
 def make_engine(name: str, params: Mapping[str, Any]) -> Engine[Any]:
-    """Return the engine `name` with some parameters set.
-
-    Raises:
-        UserError: unknown engine or parameter, or a value of the wrong kind or out of range.
-    """
+    """Return the engine `name` with some parameters set; raises `UserError` for a name or value that does not fit."""
     cls = ENGINES.get(name)
     return cls(**checked(cls, name, params))

@@ -25,13 +25,7 @@ from robustbench_bio.training import loop
 
 
 class Scored(NamedTuple):
-    """A candidate with its scores.
-
-    Attributes:
-        genotype: its cells.
-        scores: name → value, as `Fitness.measure` returns them.
-        fitness: the larger the better.
-    """
+    """A candidate with its scores, as `Fitness.measure` returns them, and their sum, the larger the better."""
 
     genotype: Genotype
     scores: CandidateScores
@@ -57,15 +51,14 @@ class CandidateScorer(Scorer):
     device: str
 
     def prepare(self) -> Examples:
-        return Examples(self.fit.x.numpy(), self.fit.y.numpy(), np.arange(len(self.fit.y)))
+        return self.fit.examples()
 
     def score(self, prepared: Examples, job: Genotype) -> CandidateScores:
         net = nets.build("cells", self.inputs, seed=self.seed, genotype=job, channels=self.channels, layers=self.layers)
         rules.attach(net, "genotype", seed=self.seed)
         rules.initialise(net, RuleOptions(), self.seed)
         if self.device == "cpu":
-            # Faster there. Not on a GPU, where torch before its pull request 188345 (2.11 for one) passes wrong
-            # gradients through an average pool with padding in this order of memory.
+            # Faster there; on a GPU candidates keep the order of memory in which their numbers were measured.
             net.to(memory_format=torch.channels_last)
         try:
             loop.train(net, prepared, self.recipe, seed=self.seed, device=self.device)
@@ -76,12 +69,7 @@ class CandidateScorer(Scorer):
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateEngine(Engine):
-    """An engine that trains every candidate for a few epochs and keeps the best.
-
-    Args:
-        epochs: of each candidate's training, by SGD with a cosine to zero.
-        batch_size, lr: of that training.
-    """
+    """An engine that trains every candidate for a few epochs by SGD with a cosine to zero, and keeps the best."""
 
     terms: ClassVar[frozenset[str]] = frozenset({"accuracy", "loss", "robust"})
     fitness: ClassVar[str] = "accuracy"
@@ -138,7 +126,8 @@ class _CandidateSearch:
             for genotype in proposed:
                 if _cells(genotype) not in self.table:
                     break
-                history.append(self._scored(genotype))
+                scores = self.table[_cells(genotype)]
+                history.append(Scored(genotype, scores, self.task.fitness.value(scores)))
             if not complete:
                 break
         self.table.save()
@@ -156,10 +145,6 @@ class _CandidateSearch:
             progress(before + repeated + done, self.engine.total, line)
 
         return self.table.score(jobs, report)
-
-    def _scored(self, genotype: Genotype) -> Scored:
-        scores = self.table[_cells(genotype)]
-        return Scored(genotype, scores, self.task.fitness.value(scores))
 
 
 def _cells(genotype: Genotype) -> str:

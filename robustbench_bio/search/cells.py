@@ -1,6 +1,6 @@
 """From weights of edges, draws and mutations to the cells of a search space."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from robustbench_bio.core.errors import DivergedError, UserError
@@ -13,32 +13,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def discretise(
-    space: Space, normal: "Tensor", reduce: "Tensor", *, name: str, source: str, weights: bool = False
-) -> Genotype:
+def discretise(space: Space, normal: "Tensor", reduce: "Tensor", *, name: str, source: str) -> Genotype:
     """Return the cells that the edges' weights favour (Liu et al. 2019, section 2.4).
 
     The strength of an edge is the largest weight of its primitives other than "none". Each node keeps its two
     strongest edges, the stronger one first, and on each the primitive with that weight. Among equals the
     first in the list wins.
 
-    Args:
-        space: where the alphas belong to.
-        normal: alphas [edges, primitives] of the normal cell; the weights are their softmax on each edge.
-        reduce: the same for the reduction cell.
-        name: of the genotype.
-        source: how it was found.
-        weights: take `normal` and `reduce` as weights, without a softmax.
-
-    Raises:
-        UserError: another shape.
-        DivergedError: values that are not finite.
+    `normal` and `reduce` are alphas [edges, primitives], whose softmax on each edge gives the weights. Raises
+    `UserError` for another shape, `DivergedError` for values that are not finite.
     """
-    cells = [_strongest(space, _rows(space, cell, weights)) for cell in (normal, reduce)]
+    cells = [_strongest(space, _weights(space, cell)) for cell in (normal, reduce)]
     return Genotype(name=name, source=source, normal=cells[0], reduce=cells[1])
 
 
-def _rows(space: Space, cell: "Tensor", weights: bool) -> list[list[float]]:
+def _weights(space: Space, cell: "Tensor") -> list[list[float]]:
     """Return the weights of each edge, in float64 so that ties are those of the numbers given."""
     shape = (len(space.sources), len(space.primitives))
     if tuple(cell.shape) != shape:
@@ -47,9 +36,8 @@ def _rows(space: Space, cell: "Tensor", weights: bool) -> list[list[float]]:
         raise DivergedError(
             "expected finite alphas, got infinity or not-a-number: the search diverged, lower its rates"
         )
-    cell = cell.detach().double()
-    rows: list[list[float]] = (cell if weights else cell.softmax(1)).tolist()
-    return rows
+    weights: list[list[float]] = cell.detach().double().softmax(1).tolist()
+    return weights
 
 
 class _Strength(NamedTuple):
@@ -95,27 +83,25 @@ def mutate(genotype: Genotype, space: Space, generator: "Generator", *, name: st
     value among the others. The two edges of a node keep coming from different states, so that the child is
     one that `draw_genotype` could have drawn; an operation never becomes "none".
 
-    Raises:
-        UserError: the genotype has another number of nodes than the space, or the space leaves nothing to change.
+    Raises `UserError` for cells of another number of nodes than the space's, or a space that leaves nothing to change.
     """
     cells = {"normal": genotype.normal, "reduce": genotype.reduce}
     if any(len(edges) != 2 * space.nodes for edges in cells.values()):
         got = " and ".join(str(len(edges) // 2) for edges in cells.values())
         raise UserError(f"expected cells of {space.nodes} nodes for the space {space.name}, got {got}")
-    kinds = [options for options in (_new_sources(cells), _new_operations(cells, space.choices)) if options]
+
+    def new_operations(edges: tuple[Edge, ...], i: int) -> list[Edge]:
+        op, state = edges[i]
+        return [Edge(other, state) for other in space.choices if parse_primitive(other) != parse_primitive(op)]
+
+    kinds = [options for new in (_new_sources, new_operations) if (options := _changes(cells, new))]
     if not kinds:
         raise UserError(f"expected a space with something to change, got {space.name}: add a primitive or a node")
     kind, i, new = _one_of(_one_of(kinds, generator), generator)
     edge = _one_of(new, generator)
     cells[kind] = (*cells[kind][:i], edge, *cells[kind][i + 1 :])
-    return Genotype(
-        name=name,
-        source=source,
-        normal=cells["normal"],
-        reduce=cells["reduce"],
-        normal_concat=genotype.normal_concat,
-        reduce_concat=genotype.reduce_concat,
-    )
+    concats = {"normal_concat": genotype.normal_concat, "reduce_concat": genotype.reduce_concat}
+    return Genotype(name=name, source=source, **cells, **concats)
 
 
 class _Change(NamedTuple):
@@ -126,22 +112,15 @@ class _Change(NamedTuple):
     new: list[Edge]
 
 
-def _new_sources(cells: dict[str, tuple[Edge, ...]]) -> list[_Change]:
-    changes = []
-    for cell, edges in cells.items():
-        for i, (op, state) in enumerate(edges):
-            taken = {state, edges[i ^ 1].state}
-            changes.append(_Change(cell, i, [Edge(op, s) for s in range(i // 2 + 2) if s not in taken]))
+def _changes(cells: dict[str, tuple[Edge, ...]], new: Callable[[tuple[Edge, ...], int], list[Edge]]) -> list[_Change]:
+    """Return what `new`, from a cell's edges and the place of one, allows to stand there, where it allows anything."""
+    changes = (_Change(cell, i, new(edges, i)) for cell, edges in cells.items() for i in range(len(edges)))
     return [change for change in changes if change.new]
 
 
-def _new_operations(cells: dict[str, tuple[Edge, ...]], choices: tuple[str, ...]) -> list[_Change]:
-    changes = []
-    for cell, edges in cells.items():
-        for i, (op, state) in enumerate(edges):
-            others = [c for c in choices if parse_primitive(c) != parse_primitive(op)]
-            changes.append(_Change(cell, i, [Edge(c, state) for c in others]))
-    return [change for change in changes if change.new]
+def _new_sources(edges: tuple[Edge, ...], i: int) -> list[Edge]:
+    taken = {edges[i].state, edges[i ^ 1].state}
+    return [Edge(edges[i].op, state) for state in range(i // 2 + 2) if state not in taken]
 
 
 def _below(n: int, generator: "Generator") -> int:

@@ -16,9 +16,8 @@ from robustbench_bio.attacks.pgd import PGD
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.core.rng import ExampleRng
-from robustbench_bio.nets.base import Net
+from robustbench_bio.nets.base import Net, eval_mode
 from robustbench_bio.records.threat import Threat, check_eps, parse_eps
-from robustbench_bio.rules.base import eval_mode
 
 FitnessKind = Literal["accuracy", "loss", "robust"]
 
@@ -55,22 +54,34 @@ class Term:
 
 @dataclass(frozen=True)
 class Fitness:
-    """A weighted sum of measures; the candidate with the largest value wins.
-
-    Attributes:
-        terms: what is added up; names are different.
-    """
+    """A weighted sum of measures, each of another name; the candidate with the largest value wins."""
 
     terms: tuple[Term, ...]
 
     @classmethod
     def read(cls, text: str) -> Self:
         """Read a fitness: names with weights (1 by default), separated by commas; raises `UserError`."""
-        terms = [_term(part.strip()) for part in text.split(",")]
-        names = [term.name for term in terms]
-        if len(set(names)) < len(names):
+        terms = tuple(cls._term(part.strip()) for part in text.split(","))
+        if len({term.name for term in terms}) < len(terms):
             raise UserError(f"expected each term of the fitness once, got {text!r}")
-        return cls(tuple(terms))
+        return cls(terms)
+
+    @staticmethod
+    def _term(text: str) -> Term:
+        name, weight = named_weight(text, SYNTAX)
+        kind, _, rest = name.partition(":")
+        if kind not in get_args(FitnessKind):
+            raise UserError(f"{unknown('term of a fitness', kind, list(get_args(FitnessKind)))}; a fitness is {SYNTAX}")
+        if kind != "robust":
+            if rest:
+                raise UserError(f"expected {kind} without {rest!r}: a fitness is {SYNTAX}")
+            return Term(kind, weight)
+        attack, _, radius = (rest or ROBUST.removeprefix("robust:")).partition(":")
+        matched = re.fullmatch(r"fgsm|pgd([1-9][0-9]{0,2})", attack)
+        if not matched:
+            raise UserError(f"expected the attack fgsm or pgdSTEPS (1 to 999), got {attack!r}: a fitness is {SYNTAX}")
+        eps = check_eps(parse_eps(radius), "linf") if radius else 8 / 255
+        return Term(f"robust:{attack}:{radius or '8/255'}", weight, int(matched[1] or 0), eps)
 
     def __str__(self) -> str:
         return ",".join(f"{term.name}={term.weight:g}" for term in self.terms)
@@ -94,13 +105,8 @@ class Fitness:
         """Return name → value of accuracy and loss (always) and of the robust accuracies that are asked for.
 
         The net is judged in eval mode. Robust accuracy is the fraction that is right and stays right under the
-        attack, which follows the exact gradient, never the rules' (see `WhiteBoxModel`).
-
-        Args:
-            net: the network; it stays as it is.
-            x: uint8 [N, C, H, W], at least one.
-            y: int64 [N].
-            seed: of the attack's random starts.
+        attack, which follows the exact gradient, never the rules' (see `WhiteBoxModel`) and starts by the seed. x is
+        uint8 [N, C, H, W], at least one, y int64 [N]; the net stays as it is.
         """
         with eval_mode(net):
             white_box = WhiteBoxModel(net, traced=False)
@@ -134,30 +140,13 @@ def _robust(white_box: WhiteBoxModel, x: Tensor, y: Tensor, right: Tensor, term:
     return 1 - (white_box.fooled(proposal.x_adv, y[rows]).sum().item() + len(y) - len(rows)) / len(y)
 
 
-def _term(text: str) -> Term:
+def named_weight(text: str, syntax: str) -> tuple[str, float]:
+    """Read `NAME` or `NAME=WEIGHT` of a fitness, the weight > 0 and 1 by default; raises `UserError`."""
     name, separator, number = text.partition("=")
-    weight = parse_weight(number.strip()) if separator else 1.0
-    kind, _, rest = name.strip().partition(":")
-    if kind not in get_args(FitnessKind):
-        raise UserError(f"{unknown('term of a fitness', kind, list(get_args(FitnessKind)))}; a fitness is {SYNTAX}")
-    if kind != "robust":
-        if rest:
-            raise UserError(f"expected {kind} without {rest!r}: a fitness is {SYNTAX}")
-        return Term(kind, weight)
-    attack, _, radius = (rest or ROBUST.removeprefix("robust:")).partition(":")
-    matched = re.fullmatch(r"fgsm|pgd([1-9][0-9]{0,2})", attack)
-    if not matched:
-        raise UserError(f"expected the attack fgsm or pgdSTEPS (1 to 999), got {attack!r}: a fitness is {SYNTAX}")
-    eps = check_eps(parse_eps(radius), "linf") if radius else 8 / 255
-    return Term(f"robust:{attack}:{radius or '8/255'}", weight, int(matched[1] or 0), eps)
-
-
-def parse_weight(text: str) -> float:
-    """Read the weight of a term, a number > 0; raises `UserError`."""
     try:
-        weight = float(text)
+        weight = float(number) if separator else 1.0
     except ValueError:
         weight = math.nan
     if not (math.isfinite(weight) and weight > 0):
-        raise UserError(f"expected a weight > 0 in the fitness, got {text!r}: a fitness is {SYNTAX}")
-    return weight
+        raise UserError(f"expected a weight > 0 in the fitness, got {number.strip()!r}: a fitness is {syntax}")
+    return name.strip(), weight

@@ -11,15 +11,14 @@ from typing import Any, cast, get_args
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import write_atomically, write_csv
+from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.datasets import load_examples, open_dataset
-from robustbench_bio.datasets.base import Dataset
 from robustbench_bio.nets.base import Inputs
 from robustbench_bio.records.base import Precision
 from robustbench_bio.records.motif_space import MotifSpace
-from robustbench_bio.records.space import Space
-from robustbench_bio.search.base import ENGINES, Engine, Labelled, SearchResult, SearchTask, halves, make_engine
+from robustbench_bio.search.base import ENGINES, Engine, SearchResult, SearchTask, halves, make_engine
 from robustbench_bio.search.executors import make_executor
 from robustbench_bio.search.fitness import Fitness
 from robustbench_bio.zoo import catalog
@@ -34,17 +33,12 @@ class SearchRequest:
 
     Attributes:
         space: name of a search space, or path of one that ends in .toml.
-        engine: name of an engine.
         dataset: name of a data set, or path of an .npz.
         params: hyper-parameters of the engine.
-        channels, layers: size of the networks; the space's own by default.
-        seed: of everything random.
-        fitness: what makes a candidate good, see `Fitness.read`.
+        fitness: see `Fitness.read`.
         executor: "local" or "ray".
         workers: processes that score candidates; as many as there are cores by default, one on a GPU.
-        device: where networks are.
         precision: "float32" or "bfloat16", of forward and backward passes.
-        data_root: where data sets lie.
         data_file: an .npz that stands in for the data set.
     """
 
@@ -66,15 +60,7 @@ class SearchRequest:
 
 @dataclass(frozen=True)
 class SearchRun:
-    """A search and what it left.
-
-    Attributes:
-        request: what was asked for.
-        engine: with its hyper-parameters.
-        task: what it searched with.
-        result: genotype and trace.
-        folder: holds genotype, trace, plots and checkpoint.
-    """
+    """A search and what it left; `folder` holds genotype, trace, plots and checkpoint."""
 
     request: SearchRequest
     engine: Engine[Any]
@@ -98,16 +84,8 @@ def run_search(
     time leaves the best genotype so far.
 
     Images smaller than 16 pixels take the settings in `Engine.small` where nothing else is given: the published
-    ones would take hours and need larger images.
-
-    Args:
-        request: what to search.
-        folder: where the outcome goes.
-        max_minutes: stop after this time; the next call continues.
-        progress: called as the search goes on.
-
-    Raises:
-        UserError: an unknown name, a value out of its range, or a data set too small to split.
+    ones would take hours and need larger images. Raises `UserError` for an unknown name, a value out of its range, or a
+    data set too small to split.
     """
     started = time.monotonic()
     if max_minutes is not None and not max_minutes > 0:
@@ -144,10 +122,15 @@ def prepare_search(request: SearchRequest) -> tuple[Engine[Any], SearchTask[Any]
     small = dict(kind.small) if max(source.shape[1:]) < SMALL_SIDE else {}
     channels, layers = small.pop("channels", space.channels), small.pop("layers", space.layers)
     engine = make_engine(request.engine, small | dict(request.params))
-    precision = _precision(request.precision)
+    if request.precision not in get_args(Precision):
+        raise UserError(unknown("precision", request.precision, get_args(Precision)))
     fitness = _fitness(request, kind)
     executor = make_executor(request.executor, _workers(request, kind), request.device)
-    fit, validation = _halves(request)
+    at_least(seed=(request.seed, 0))
+    examples = load_examples(request.dataset, "train", data_root=request.data_root, data_file=request.data_file)
+    fit, validation = halves(examples, request.seed)
+    if (partial := getattr(space, "partial", 1)) > 1:  # enough to leave four to the operations, which see only a part
+        channels = max(channels, 4 * partial)
     stem = Path(request.dataset).stem
     choices = f"engine {request.engine}, space {space.name}, data {stem}, seed {request.seed}"
     return engine, SearchTask(
@@ -155,43 +138,18 @@ def prepare_search(request: SearchRequest) -> tuple[Engine[Any], SearchTask[Any]
         inputs=Inputs(source.shape, len(source.classes), source.mean, source.std),
         fit=fit,
         validation=validation,
-        channels=_channels(space, channels) if request.channels is None else request.channels,
+        channels=channels if request.channels is None else request.channels,
         layers=layers if request.layers is None else request.layers,
         fitness=fitness,
         seed=request.seed,
         device=request.device,
-        precision=precision,
-        crop=_crop(source),
+        precision=cast("Precision", request.precision),
+        crop=max(1, min(source.shape[1:]) // 8) if "crop" in source.augmentation else 0,  # the usual 4 pixels of 32
         flip="flip" in source.augmentation,
         executor=executor,
         name=re.sub(r"[^A-Za-z0-9._-]", "-", f"{space.name}-{request.engine}-{stem}-s{request.seed}"),
         source=f"Found by biorobust search: {choices}.",
     )
-
-
-def _channels(space: Space | MotifSpace, channels: int) -> int:
-    """Return enough channels to leave four to the operations where only a part goes through them."""
-    partial = space.partial if isinstance(space, Space) else 1
-    return max(channels, 4 * partial) if partial > 1 else channels
-
-
-def _halves(request: SearchRequest) -> tuple[Labelled, Labelled]:
-    if request.seed < 0:
-        raise UserError(f"expected seed >= 0, got {request.seed}")
-    examples = load_examples(request.dataset, "train", data_root=request.data_root, data_file=request.data_file)
-    return halves(examples, request.seed)
-
-
-def _crop(source: Dataset) -> int:
-    """Return the usual shift: 4 pixels of 32, in proportion."""
-    return max(1, min(source.shape[1:]) // 8) if "crop" in source.augmentation else 0
-
-
-def _precision(text: str) -> Precision:
-    known = get_args(Precision)
-    if text not in known:
-        raise UserError(unknown("precision", text, list(known)))
-    return cast("Precision", text)
 
 
 def _fitness(request: SearchRequest, kind: type[Engine[Any]]) -> Fitness:

@@ -11,11 +11,6 @@ class ScoreTable:
     """Candidate, as text, → its scores.
 
     A search that continues goes through its candidates from the first again: those in the table cost nothing.
-
-    Args:
-        task: gives executor, deadline and checkpoint.
-        engine: of the search.
-        scorer: how one candidate is scored.
     """
 
     def __init__(self, task: SearchTask[Any], engine: Engine[Any], scorer: Scorer) -> None:
@@ -42,9 +37,8 @@ class ScoreTable:
     def score(self, jobs: Mapping[str, Any], report: Callable[[int, CandidateScores], None]) -> bool:
         """Score the candidates that the table does not hold yet; false if the deadline came first.
 
-        Args:
-            jobs: candidate as text → what the scorer takes; the same text, the same scores.
-            report: called with (how many of `jobs` have scores, the scores that came last).
+        `jobs` is candidate as text → what the scorer takes; `report` is called with (how many of them have scores, the
+        scores that came last).
         """
         keys = [key for key in jobs if key not in self]
         done = len(jobs) - len(keys)

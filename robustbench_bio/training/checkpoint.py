@@ -19,12 +19,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds.
-
-    Attributes:
-        state: plain dicts, lists, numbers and texts.
-        tensors: `PART/NAME` → tensor.
-    """
+    """What a checkpoint holds: a state of plain dicts, lists, numbers and texts, and tensors by `PART/NAME`."""
 
     state: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -40,10 +35,8 @@ class Checkpoint:
 
     The layout is a promise: trainings of hours, begun with earlier versions, continue from such files.
 
-    Args:
-        path: the file; None keeps nothing.
-        identity: all that decides the outcome, as text; a file with another one is not continued.
-        owner: what to call one with another identity, such as "a training with another recipe".
+    `path` None keeps nothing. `identity` is all that decides the outcome, as text: a file with another one is not
+    continued, and called `owner`, such as "a training with another recipe".
     """
 
     def __init__(self, path: Path | None, identity: str, owner: str) -> None:
@@ -68,8 +61,7 @@ class Checkpoint:
     def restore(self, device: str = "cpu") -> Saved | None:
         """Return what was saved, its tensors on a device, or None if there is nothing yet.
 
-        Raises:
-            UserError: a damaged file, or the checkpoint of another training or search.
+        Raises `UserError` for a damaged file, or the checkpoint of another training or search.
         """
         if self.path is None or not self.path.exists():
             return None

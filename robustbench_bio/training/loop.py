@@ -33,21 +33,15 @@ from robustbench_bio.training.steps import (
 
 @dataclass
 class Training:
-    """How far a training has come.
-
-    Attributes:
-        steps: optimiser steps of the whole recipe.
-        step: optimiser steps made.
-        history: one row per finished epoch.
-        best_epoch: epoch whose weights are kept, counted from 1; 0 before the first.
-        val_accuracy: of the kept weights on the held-out part of train, None without one.
-    """
+    """How far a training has come: `step` of `steps` optimiser steps, one row of history for each finished epoch."""
 
     steps: int
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
+    """Whose weights are kept, counted from 1; 0 before the first."""
     val_accuracy: float | None = None
+    """Of the kept weights on the held-out part of train, None without one."""
 
     @property
     def finished(self) -> bool:
@@ -71,15 +65,9 @@ def train(
     Everything random is drawn from (seed, step), so the same call gives the same weights on the same machine,
     and a training that was interrupted at any step continues to the same weights.
 
-    Args:
-        net: network with rules attached.
-        examples: the train split; `recipe.val_fraction` of each class is held out to select the epoch.
-        recipe: how to train.
-        seed: of order, augmentation, adversary and drop path.
-        checkpoint: file to continue from, and to write at least every minute; None keeps nothing.
-        max_minutes: stop after this time with a checkpoint, `finished` false.
-        device: where to train.
-        progress: called after every step, with a line on the last epoch and the time left.
+    `recipe.val_fraction` of each class is held out to select the epoch. The checkpoint is continued from, and written
+    at least every minute; a training that `max_minutes` stops leaves one, and is not finished. `progress` is called
+    after every step, with a line on the last epoch and the time left.
 
     Raises:
         UserError: too few examples, or a checkpoint of another training.
@@ -210,14 +198,8 @@ class _Loop:
         return val
 
     def _identity(self, examples: Examples) -> str:
-        return json.dumps(
-            {
-                "recipe": self.recipe.canonical(),
-                "seed": self.seed,
-                "net": self.net.description,
-                "data": examples.sha256(),
-            }
-        )
+        recipe, data = self.recipe.canonical(), examples.sha256()
+        return json.dumps({"recipe": recipe, "seed": self.seed, "net": self.net.description, "data": data})
 
     def _save(self) -> None:
         tensors = in_part("net", self.net.state_dict()) | in_part("best", self.best) | in_part("ema", self.ema)

@@ -20,39 +20,22 @@ from robustbench_bio.training.steps import precision_context
 
 
 class StepOutput(NamedTuple):
-    """What a network said to the batch it learnt from.
-
-    Attributes:
-        logits: [n, classes], of the attacked images if there is an adversary.
-        losses: [n], detached.
-    """
+    """What a network said to its batch: logits [n, classes], of the attacked images if there are any, losses [n]."""
 
     logits: Tensor
     losses: Tensor
 
 
 class Objective:
-    """Fills the gradients of a network, through its rules, for one batch after the other.
-
-    Args:
-        net: in train mode.
-        rules: that are attached to it.
-        recipe: loss and adversary.
-        seed: of the adversary's starts.
-        device: where the network is.
-    """
+    """Fills the gradients of a network in train mode, through its rules, for one batch after the other."""
 
     def __init__(self, net: Net, rules: RuleSet, recipe: Recipe, seed: int, device: str) -> None:
         self.net, self.rules, self.recipe, self.seed, self.device = net, rules, recipe, seed, device
 
     def backward(self, x: Tensor, y: Tensor, rows: Tensor, step: int) -> StepOutput:
-        """Fill the gradients for one batch.
+        """Fill the gradients for a batch x [n, C, H, W] in [0, 1] with labels y [n].
 
-        Args:
-            x: [n, C, H, W] in [0, 1].
-            y: labels [n].
-            rows: places [n] of the images among all, on the CPU; with `step` they seed the adversary.
-            step: counted from 0.
+        The images' places among all, `rows` [n] on the CPU, and `step` seed the adversary.
         """
         if self.recipe.adversary is None:
             return self._standard(x, y)

@@ -16,18 +16,12 @@ from robustbench_bio.zoo import loading as zoo
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A training run and what it left.
-
-    Attributes:
-        card: the card, with weights and hash once the training is finished.
-        net: the network, in eval mode.
-        training: history and selection.
-        folder: holds card, weights, history and checkpoint.
-        dataset: what it was trained on.
-    """
+    """A training run and what it left; `folder` holds card, weights, history and checkpoint."""
 
     card: ModelCard
+    """With weights and hash once the training is finished."""
     net: Net
+    """In eval mode."""
     training: Training
     folder: Path
     dataset: str = "digits"
@@ -50,19 +44,9 @@ def train_card(
     Writes `checkpoint.safetensors` and `history.csv` into the folder, and when the recipe is finished `<id>.toml` and
     its weights, which `--model FOLDER/<id>.toml` then names.
 
-    Args:
-        card: must have an entry for the data set; its recipe and seed are followed.
-        dataset: name of a data set.
-        folder: the run's folder; a checkpoint in it is continued.
-        data_root: where data sets lie.
-        data_file: an .npz that stands in for the data set.
-        max_minutes: stop after this time; the next call continues.
-        device: where to train.
-        zoo_folder: also write card and weights into this `models` folder.
-        progress: called after every step.
-
-    Raises:
-        UserError: see `train` and `zoo.network`.
+    Recipe and seed are those of the card's entry for the data set. A checkpoint in the folder is continued. With
+    `zoo_folder`, card and weights are written into that `models` folder as well. Raises `UserError` as `train` and
+    `zoo.network` do.
     """
     if dataset not in card.datasets:
         raise UserError(f"card {card.id} has no entry for dataset {dataset!r}: add [datasets.{dataset}.recipe]")

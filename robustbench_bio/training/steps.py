@@ -11,17 +11,13 @@ from torch import Tensor, nn
 
 from robustbench_bio.core.errors import DivergedError
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.nets.base import Net
+from robustbench_bio.nets.base import Net, eval_mode
 from robustbench_bio.records.base import Precision
 from robustbench_bio.rules import RuleSet
 
 
 def split(y: np.ndarray[Any, np.dtype[np.int64]], fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split rows into those to learn from and those held out, the same fraction of every class.
-
-    Returns:
-        Two int64 index tensors in ascending order.
-    """
+    """Split rows into those to learn from and those held out, `fraction` of every class: ascending int64 [n]."""
     held: list[int] = []
     for label in np.unique(y):
         rows = np.flatnonzero(y == label)
@@ -33,15 +29,10 @@ def split(y: np.ndarray[Any, np.dtype[np.int64]], fraction: float, seed: int) ->
 
 
 class BatchOrder:
-    """Which rows each step takes: a new order every epoch, a function of seed, purpose and epoch alone.
+    """Which of so many rows each step takes: a new order every epoch, a function of seed, purpose and epoch alone.
 
-    Args:
-        rows: how many there are to take from.
-        size: of a batch, at most `rows`.
-        epoch_steps: batches of an epoch. Where they need more rows than there are, the order starts again; what is
-            left over at the end of an epoch is skipped.
-        seed: of the orders.
-        purpose: tells the orders of one seed apart.
+    Where the batches of an epoch need more rows than there are, the order starts again; what is left over at its end is
+    skipped.
     """
 
     def __init__(self, rows: int, size: int, epoch_steps: int, seed: int, purpose: str = "order") -> None:
@@ -134,11 +125,9 @@ class Stopwatch:
 @torch.no_grad()
 def accuracy(net: Net, x: Tensor, y: Tensor, batch_size: int = 500) -> float:
     """Return the fraction of uint8 images [N, C, H, W] that the network classifies correctly in eval mode."""
-    was_training = net.training
-    net.eval()
-    correct = sum(
-        int((net(xs.float() / 255).argmax(1) == ys).sum())
-        for xs, ys in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
-    )
-    net.train(was_training)
+    with eval_mode(net):
+        correct = sum(
+            int((net(xs.float() / 255).argmax(1) == ys).sum())
+            for xs, ys in zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+        )
     return correct / len(y)

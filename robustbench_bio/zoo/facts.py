@@ -7,9 +7,8 @@ from torch import Tensor
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress
-from robustbench_bio.datasets import default_root
+from robustbench_bio.datasets import default_root, tensors
 from robustbench_bio.datasets.base import Split
-from robustbench_bio.datasets.tensors import tensors
 from robustbench_bio.nets import cost, firing
 from robustbench_bio.nets.base import Net, weight_layers
 from robustbench_bio.records.card import TrainedNet
@@ -157,18 +156,18 @@ def _spiking_facts(net: Net, examples: tuple[Tensor, Tensor] | str) -> dict[str,
             "layers": {layer.layer: layer.spikes for layer in counts.neurons},
         },
         "synaptic operations per example": {
-            "accumulates": counts.accumulates,
-            "macs": counts.macs,
-            "repeated_macs": counts.repeated,
-            "relu_macs": counts.relu_macs,
+            "accumulates": counts.total.accumulates,
+            "macs": counts.total.macs,
+            "repeated_macs": counts.total.repeated,
+            "relu_macs": counts.total.relu_macs,
             "layers": {row.layer: {"accumulates": row.accumulates, "macs": row.macs} for row in counts.synapses},
             "how": "accumulates: spikes × fan-out; macs: layers that are given other numbers than spikes, the first "
             "ones at every time step",
         },
         "energy with spikes": {
             "picojoules": round(counts.picojoules, 1),
-            "relu_picojoules": round(counts.relu_macs * cost.MAC_PICOJOULES, 1),
-            "repeated_picojoules": round(counts.repeated * cost.MAC_PICOJOULES, 1),
+            "relu_picojoules": round(counts.total.relu_macs * cost.MAC_PICOJOULES, 1),
+            "repeated_picojoules": round(counts.total.repeated * cost.MAC_PICOJOULES, 1),
             "picojoules_per_accumulate": cost.ACCUMULATE_PICOJOULES,
             "picojoules_per_mac": cost.MAC_PICOJOULES,
             "how": f"estimate: {cost.ACCUMULATE_PICOJOULES} pJ per accumulate, {cost.MAC_PICOJOULES} pJ per MAC, "

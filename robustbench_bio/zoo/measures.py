@@ -18,8 +18,8 @@ from torch import Tensor
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.nets.base import Net, weight_layers
-from robustbench_bio.rules.base import Layer, Rule, RuleSet, eval_mode
+from robustbench_bio.nets.base import Net, eval_mode, weight_layers
+from robustbench_bio.rules.base import Layer, Rule, RuleSet
 from robustbench_bio.rules.feedback import FeedbackRule
 from robustbench_bio.rules.layers import LayerRules
 

@@ -449,7 +449,7 @@ BAD_MOTIFS: dict[str, tuple[Callable[[Place], list[object]], str]] = {
         spoiled_motifs("[[cells]]", 30 * EMPTY_CELL + "[[cells]]"),
         "field 'cells': "),
     "an unknown kind": (spoiled_motifs('kind = "motifs"', 'kind = "cells"'), "field 'kind': "),
-    "no kind": (spoiled_motifs('kind = "motifs"', ""), "normal: expected a value, got none"),
+    "no kind": (spoiled_motifs('kind = "motifs"', ""), "field 'normal': expected a value, got none"),
     "cells in place of motifs": (cells_for_motifs, "a genotype of motifs for the network motifs, got Genotype"),
     "motifs in place of cells": (
         spoiled_card('name = "motifs"', 'name = "cells"'), "unknown parameter of the network cells 'steps'"),

@@ -117,7 +117,7 @@ def test_a_network_whose_spikes_are_known_is_counted_as_by_hand() -> None:
     assert grouped == ("conv", 3 * 2 * 3 * (4 + 9) / 4, 0, 0, 6 * 16 * 9)
     assert stem == ("stem", 0, 3 * 32, 2 * 32, 32), "an image is multiplied at every time step"
     assert linear == ("linear", 0, 30, 0, 30), "mean rates are multiplied once"
-    assert (found.accumulates, found.macs, found.repeated, found.relu_macs) == (58.5, 126, 64, 32 + 864 + 30)
+    assert found.total == ("", 58.5, 126, 64, 32 + 864 + 30)
     assert found.picojoules == pytest.approx(0.9 * 58.5 + 4.6 * 126)
     assert net.training, "the network is left as it was"
 
@@ -157,13 +157,13 @@ def test_every_network_is_counted_as_autograd_counts_it(name: str) -> None:
         hook.remove()
     found = firing(net, x)
     assert {layer.layer: layer.accumulates for layer in found.synapses} == pytest.approx(expected)
-    assert found.accumulates > 0
+    assert found.total.accumulates > 0
     assert found.spikes == pytest.approx(total)
     assert found.rate == pytest.approx(total / (3 * sum(layer.size for layer in found.neurons)))
     assert spiking(net)
     # The same layers, each once: what a network without time multiplies.
     once = built(name, **NETWORKS[name] | {"steps": 1})
-    assert found.relu_macs == sum(measure.macs(once, DIGITS.shape).values())
+    assert found.total.relu_macs == sum(measure.macs(once, DIGITS.shape).values())
 
 
 def test_frames_are_multiplied_once_each_and_a_network_with_relu_does_not_spike() -> None:
@@ -177,8 +177,8 @@ def test_frames_are_multiplied_once_each_and_a_network_with_relu_does_not_spike(
     relu = built("motifs", genotype=MOTIFS, channels=2, neurons="relu")
     assert not spiking(relu)
     found = firing(relu, images(2))
-    assert (found.neurons, found.spikes, found.rate, found.accumulates, found.repeated) == ([], 0, 0, 0, 0)
-    assert found.macs == found.relu_macs == sum(measure.macs(relu, DIGITS.shape).values())
+    assert (found.neurons, found.spikes, found.rate, found.total.accumulates, found.total.repeated) == ([], 0, 0, 0, 0)
+    assert found.total.macs == found.total.relu_macs == sum(measure.macs(relu, DIGITS.shape).values())
 
 
 def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
@@ -201,8 +201,8 @@ def test_what_spikes_cost_is_shown(
     assert facts["firing rate"]["layers"].keys() == facts["spikes per example"]["layers"].keys()
     assert sum(facts["spikes per example"]["layers"].values()) == facts["spikes per example"]["spikes"]
     operations, energy = facts["synaptic operations per example"], facts["energy with spikes"]
-    assert operations["accumulates"] == found.accumulates
-    assert energy["picojoules"] == pytest.approx(0.9 * found.accumulates + 4.6 * found.macs, abs=0.1)
+    assert operations["accumulates"] == found.total.accumulates
+    assert energy["picojoules"] == pytest.approx(0.9 * found.total.accumulates + 4.6 * found.total.macs, abs=0.1)
     assert energy["relu_picojoules"] == pytest.approx(4.6 * operations["relu_macs"], abs=0.1)
     assert energy["picojoules"] < energy["relu_picojoules"] < facts["energy per inference"]["picojoules"]
     assert "as if every synapse multiplied" in facts["energy per inference"]["how"]

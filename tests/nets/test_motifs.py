@@ -39,8 +39,12 @@ def decoded(code: GenomeCode, genome: Any, name: str = "g") -> MotifGenotype:
     return code.decode(genome, name=name, source="test")
 
 
+def named(name: str) -> Motif:
+    return {listed.name: listed for listed in SPACE.motifs}[name].motif
+
+
 def uniform(motif: str, inputs: int, layers: int = 6) -> MotifGenotype:
-    cells = (SPACE.named(motif),) * layers
+    cells = (named(motif),) * layers
     return MotifGenotype(name=motif, source="test", inputs=inputs, cells=cells)
 
 
@@ -61,7 +65,7 @@ def test_motifs_have_the_published_shapes() -> None:
         "t1": (16, 4, 0), "t2": (12, 3, 0), "t4": (12, 3, 0), "t5": (16, 4, 3),
     }  # fmt: skip
     for name, shape in golden.items():
-        motif = SPACE.named(name)
+        motif = named(name)
         assert (len(motif.links), len(motif.nodes), len(motif.feedback)) == shape
     (t3,) = [candidate for candidate in SPACE.motifs if candidate.name == "t3"]
     assert (sum(map(len, t3.nodes)), len(t3.feedback)) == (13, 2)
@@ -70,7 +74,7 @@ def test_motifs_have_the_published_shapes() -> None:
 
 def test_the_malformed_motif_is_refused_and_ours_does_all_that_it_names() -> None:
     with pytest.raises(UserError, match=r"motif t3 cannot be built: the second node has five links.*take t3-ours"):
-        SPACE.named("t3")
+        named("t3")
     by_name = {candidate.name: candidate for candidate in SPACE.motifs}
     assert [name for name, candidate in by_name.items() if candidate.ours] == ["t3-ours"]
 
@@ -129,14 +133,11 @@ def test_a_genome_of_six_cells_has_121_genes_within_golden_bounds() -> None:
 def test_genomes_and_toml_go_round_without_loss(code: GenomeCode, tmp_path: Path) -> None:
     for i, genome in enumerate(genomes(code, 30)):
         genotype = decoded(code, genome, f"g{i}")
-        assert code.encode(genotype) == genome
         path = tmp_path / f"g{i}.toml"
         path.write_text(genotype.to_toml())
         assert read_genotype(path) == genotype
         assert path.read_text() == read_genotype(path).to_toml()
-        bare = genotype.model_copy(update={"genome": ()})
-        assert decoded(code, code.encode(bare), f"g{i}").cells == genotype.cells
-        assert code.encode(bare) == code.canonical(genome, frozenset()) or code is RELEASED
+        assert decoded(code, read_genotype(path).genome, f"g{i}") == genotype
 
 
 @pytest.mark.parametrize("reductions", [STATIC, EVENTS], ids=["images", "events"])
@@ -197,12 +198,6 @@ def test_other_mistakes_of_genomes_are_named() -> None:
         GenomeCode(SPACE, 0)
     with pytest.raises(UserError, match="unknown bounds 'cleen': did you mean clean"):
         GenomeCode(SPACE, 6, "cleen")
-    mine = Motif(name="mine", nodes=((Edge("conv_3x3", 0), Edge("none", 1)),))
-    with pytest.raises(UserError, match="expected a motif of mse-nas, got 'mine'"):
-        CODE.encode(MotifGenotype(name="g", source="", inputs=2, cells=(mine,) * 6))
-    rewired = SPACE.named("mm1").model_copy(update={"nodes": ((Edge("conv_3x3_n", 0), Edge("none", 1)),) * 2})
-    with pytest.raises(UserError, match="no genome stands for them"):
-        CODE.encode(MotifGenotype(name="g", source="", inputs=2, cells=(rewired,) * 6))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +250,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.usefixtures("_seeded")
 def test_a_projection_fires_convolves_and_keeps_its_sign() -> None:
-    cell = MotifCell(SPACE.named("m2"), [4, 4, 4], [0, 0, 0], 4, LIF).eval()
+    cell = MotifCell(named("m2"), [4, 4, 4], [0, 0, 0], 4, LIF).eval()
     x = 2 * noise(3, 2, 4, 6, 6)
     excites, inhibits = cell.links["0-0"], cell.links["1-1"]
     assert (excites.sign, inhibits.sign) == ("p", "n")
@@ -330,7 +325,7 @@ def test_every_macro_type_takes_images_of_any_size_and_frames(
     inputs: int, layers: int, shape: tuple[int, int, int], coding: str
 ) -> None:
     prefix = {2: "mm", 3: "m", 4: "t"}[inputs]
-    cells = tuple(SPACE.named(f"{prefix}{n}") for n in itertools.islice(itertools.cycle((5, 1, 2, 4)), layers))
+    cells = tuple(named(f"{prefix}{n}") for n in itertools.islice(itertools.cycle((5, 1, 2, 4)), layers))
     genotype = MotifGenotype(name="g", source="", inputs=inputs, cells=cells)
     about = Inputs(shape, 10, (0.3,) * shape[0], (0.4,) * shape[0])
     net = build(genotype, about, coding=coding)

@@ -140,17 +140,7 @@ def test_among_equals_the_first_edge_and_the_first_primitive_win():
     assert found.normal == tuple(Edge("max_pool_3x3", state) for state in (0, 1, 0, 1))
 
 
-def test_weights_are_taken_as_they_are_and_alphas_through_a_softmax():
-    values = torch.zeros(5, 3)
-    values[0, 1], values[1, 2] = 2.0, 3.0
-    values[1, 0] = 5.0  # in a softmax, none takes the strength of its edge; in weights it takes nothing
-    alphas = discretise(SMALL, values, values, name="a", source="hand")
-    weights = discretise(SMALL, values, values, name="w", source="hand", weights=True)
-    assert alphas.normal[:2] == (Edge("max_pool_3x3", 0), Edge("sep_conv_3x3_u", 1))
-    assert weights.normal[:2] == (Edge("sep_conv_3x3_u", 1), Edge("max_pool_3x3", 0))
-
-
-def test_one_hot_weights_give_back_their_genotype():
+def test_alphas_on_the_edges_of_a_genotype_give_it_back():
     space = catalog.space("bionas")
     wanted = drawn(space, "one-hot")
     tables = []
@@ -158,9 +148,9 @@ def test_one_hot_weights_give_back_their_genotype():
         table = torch.zeros(14, 22)
         for i, (op, state) in enumerate(edges):
             node = i // 2
-            table[node * (node + 3) // 2 + state, space.primitives.index(op)] = 2.0 - i % 2
+            table[node * (node + 3) // 2 + state, space.primitives.index(op)] = 6.0 - 3 * (i % 2)
         tables.append(table)
-    assert discretise(space, *tables, name="drawn", source="test", weights=True) == wanted
+    assert discretise(space, *tables, name="drawn", source="test") == wanted
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(4, 3), torch.zeros(5, 2), torch.zeros(15)])

@@ -388,7 +388,7 @@ def with_feedback(nodes: int = 12, inputs: int = 4) -> Motif:
 def test_no_line_of_a_motif_passes_behind_a_box(name: str) -> None:
     space = catalog.space("mse-nas")
     assert isinstance(space, MotifSpace)
-    motif = with_feedback() if name == "large" else space.named(name)
+    motif = with_feedback() if name == "large" else next(listed.motif for listed in space.motifs if listed.name == name)
     drawing = Drawing(svg(motif_drawing.motif_circuit(motif), "motif"))
     boxes = [[float(a[key]) for key in ("x", "y", "width", "height")] for a in drawing.of("box")]
     links = [(i, link) for i, node in enumerate(motif.nodes) for link in node if link.op != "none"]

@@ -14,7 +14,7 @@ from robustbench_bio.records.card import Recipe
 from robustbench_bio.rules import attach
 from robustbench_bio.rules.base import Draw, OutputError
 from robustbench_bio.rules.geometry import Convolution, Dense, unfolded
-from robustbench_bio.rules.stdp import Stdp, StdpOptions, pairs, trace
+from robustbench_bio.rules.stdp import Stdp, StdpOptions, pairs, spike_trace
 from robustbench_bio.training import loop as train
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -64,7 +64,7 @@ def test_a_single_pair_decays_with_its_lag_on_the_side_of_its_order(lag: int, ta
 def test_a_trace_is_the_sum_of_what_is_left_of_each_spike() -> None:
     train_ = spikes(9, 4)
     powers = torch.tensor([[0.75 ** (t - s) if s <= t else 0 for s in range(9)] for t in range(9)], dtype=torch.float64)
-    torch.testing.assert_close(trace(train_, 4.0), powers @ train_)
+    torch.testing.assert_close(spike_trace(train_, 4.0), powers @ train_)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -77,7 +77,8 @@ def test_a_convolution_is_its_synapses_one_by_one(stride: int, padding: int, dil
     post = spikes(4, 2, 6, side, side, seed=1)
     geometry = Convolution((stride,) * 2, (padding,) * 2, (dilation,) * 2, groups)
     found = pairs(geometry, pre, post, weight, 2.0, 3.0)
-    seen, left_pre, left_post = F.pad(pre, [padding] * 4), F.pad(trace(pre, 2.0), [padding] * 4), trace(post, 3.0)
+    seen, left_pre = F.pad(pre, [padding] * 4), F.pad(spike_trace(pre, 2.0), [padding] * 4)
+    left_post = spike_trace(post, 3.0)
     causal, acausal = torch.zeros_like(weight), torch.zeros_like(weight)
     for o in range(6):
         first = o // (6 // groups) * (4 // groups)

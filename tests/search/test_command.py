@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from robustbench_bio.cli import app as cli
+from robustbench_bio.records.base import read_toml
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.search.base import ENGINES
 from robustbench_bio.zoo import catalog
@@ -150,7 +151,7 @@ def test_every_engine_leaves_a_genotype_that_train_takes(engine: str, call: Call
     assert document["finished"] is True
     assert (document["space"], document["engine"], document["seed"]) == ("tiny", engine, 0)
     assert document["parameters"]["epochs"] == 1
-    genotype = Genotype.read(folder / "genotype.toml")
+    genotype = read_toml(Genotype, folder / "genotype.toml")
     assert genotype.model_dump(mode="json") == document["genotype"]
     assert genotype.name == f"tiny-{engine}-digits-s0"
     for name in ("trace", "cells"):

@@ -116,6 +116,14 @@ def test_no_network_is_scored_twice_and_inert_genes_make_no_other_network(counte
     assert len(counted) > 110
 
 
+def test_a_search_ends_with_what_it_has_where_no_new_offspring_is_left(counted: list[MotifGenotype]) -> None:
+    found = MseNas(population=2, offspring=2, generations=50).search(task())
+    assert 2 <= len(found.trace) < 100
+    assert found.finished
+    assert found.genotype is not None
+    assert len(counted) == len({one.genome for one in counted})
+
+
 def test_several_objectives_leave_a_front(counted: list[MotifGenotype], tmp_path: Path) -> None:
     engine = MseNas(population=20, offspring=20, generations=8, algorithm="nsga2")
     found = engine.search(task("rdm,spikes"))

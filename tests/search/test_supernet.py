@@ -16,6 +16,7 @@ from robustbench_bio.nets.cost import macs, parameters
 from robustbench_bio.nets.operations import FactorizedReduce
 from robustbench_bio.records.genotype import Edge, Genotype
 from robustbench_bio.records.space import Space
+from robustbench_bio.rules.geometry import Convolution
 from robustbench_bio.search.supernet.fast.depthwise import Depthwise
 from robustbench_bio.search.supernet.fast.shared import evaluate_edges
 from robustbench_bio.search.supernet.mixed_edge import MixedEdge
@@ -347,10 +348,10 @@ def test_the_fast_way_takes_gradients_in_any_order_of_memory(order, monkeypatch)
     """Other devices return their convolutions and gradients in an order of their own."""
     net = small(layers=3)
     plain, _ = both_ways(net, *batch())
-    output, adjoint = Depthwise.output, Depthwise._adjoint
+    output, adjoint = Depthwise.output, Convolution._adjoint
     monkeypatch.setattr(Depthwise, "output", lambda *args: output(*args).contiguous(memory_format=order))
     monkeypatch.setattr(
-        Depthwise,
+        Convolution,
         "_adjoint",
         lambda *args: tuple(None if g is None else g.contiguous(memory_format=order) for g in adjoint(*args)),
     )

@@ -45,9 +45,6 @@ class Darts(SupernetEngine):
         order: "first" takes w' = w; "second" costs about three times as much.
         alpha_lr, alpha_weight_decay: of Adam (betas 0.5 and 0.999).
         alpha_grad: through the rules ("rule"), as in the released BioNAS code, or of the forward pass ("exact").
-
-    Raises:
-        UserError: a value out of its range.
     """
 
     fitness: ClassVar[str] = "loss"
@@ -142,16 +139,9 @@ def unrolled_gradient(
 ) -> list[Tensor]:
     """Return the second-order gradient of the validation loss in the alphas (see `Darts`); weights stay as they were.
 
-    Args:
-        fit: gradients of the loss on the batch that weights learn from.
-        held_out: gradients of the loss on the validation batch.
-        look_ahead: the same as `fit`, by which the weights really learn.
-        weights: leaf tensors.
-        alphas: leaf tensors.
-        momenta: momentum of each weight; None before the first step.
-        xi: learning rate ξ of the step that is looked ahead.
-        momentum: of that step.
-        weight_decay: of that step.
+    `fit` and `look_ahead` are gradients on the batch that weights learn from, the latter those by which they really
+    learn, `held_out` on the validation batch. `xi`, `momentum` and `weight_decay` are of the step that is looked ahead,
+    `momenta` those of each weight, None before the first step.
     """
 
     def with_grad(gradient: LossGradient, wanted: Sequence[Tensor]) -> list[Tensor]:

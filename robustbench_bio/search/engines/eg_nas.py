@@ -57,10 +57,6 @@ class EgNas(SupernetEngine):
         step: how far the alphas go towards the best candidate.
         diversity: λ, weight of the similarity.
         score_batch: images of the validation half that judge the candidates.
-        reference: the released arithmetic.
-
-    Raises:
-        UserError: a value out of its range.
     """
 
     fitness: ClassVar[str] = "loss"
@@ -103,12 +99,7 @@ class EgNas(SupernetEngine):
 
 
 class JudgedPoint(NamedTuple):
-    """One candidate and how it was judged.
-
-    Attributes:
-        point: the vector that CMA-ES drew.
-        value: f, the smaller the better.
-    """
+    """A vector that CMA-ES drew, and f of it, the smaller the better."""
 
     point: Vector
     value: float
@@ -134,15 +125,10 @@ def evolve(
     generations: int,
     seed: int,
 ) -> JudgedPoint | None:
-    """Minimise by sep-CMA-ES; return the best candidate of all generations, None once the judge gives up.
+    """Minimise by sep-CMA-ES from `mean`; return the best candidate of all generations, None once the judge gives up.
 
-    Args:
-        judge: the values of a generation's points, None to stop.
-        mean: where to start.
-        sigma: standard deviation of the first generation.
-        population: points of a generation.
-        generations: so many.
-        seed: of the draws, 0 to 2³² − 1.
+    `judge` gives the values of a generation's points, or None to stop; `sigma` is the standard deviation of the first
+    generation; `seed` is in 0..2³² − 1.
     """
     # Ask all, judge all, tell all: the judge may spread a generation over workers without a difference.
     strategy = SepCMA(mean, sigma, seed=seed, population_size=population)
@@ -179,13 +165,7 @@ class _EgSearch(SupernetSearch[EgNas]):
 
 
 class _Exploration:
-    """One exploration.
-
-    Args:
-        search: gives supernet and data.
-        number: explorations before this one.
-        line: receives a word on what is going on.
-    """
+    """One exploration, after `number` others; `line` receives a word on what is going on."""
 
     def __init__(self, search: _EgSearch, number: int, line: Callable[[str], None]) -> None:
         self.task, self.engine, self.number, self.line = search.task, search.engine, number, line

@@ -28,16 +28,7 @@ class Evolution(CandidateEngine):
 
     On purpose different from the paper: `offspring` children have their parents in one population and are
     scored side by side, so that the outcome does not depend on how many workers there are; with 1 it is the
-    paper's loop.
-
-    Args:
-        candidates: candidates in all, the first population among them.
-        population: candidates that are alive.
-        sample: candidates that compete to be a parent.
-        offspring: children of one round.
-
-    Raises:
-        UserError: a value out of its range.
+    paper's loop. The first population counts among the `candidates`.
     """
 
     small: ClassVar[Mapping[str, Any]] = MappingProxyType(
@@ -53,10 +44,8 @@ class Evolution(CandidateEngine):
         super().__post_init__()
         at_least(population=(self.population, 1), sample=(self.sample, 1), offspring=(self.offspring, 1))
         if self.sample > self.population or self.population > self.candidates:
-            raise UserError(
-                "expected sample <= population <= candidates, got "
-                f"{self.sample}, {self.population} and {self.candidates}"
-            )
+            got = f"{self.sample}, {self.population} and {self.candidates}"
+            raise UserError(f"expected sample <= population <= candidates, got {got}")
 
     @property
     def total(self) -> int:

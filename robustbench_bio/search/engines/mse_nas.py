@@ -49,9 +49,6 @@ class MseNas(Engine[MotifSpace]):
         batches, batch_size: of the stimuli that rdm and sahd take.
         epochs: of a candidate's training, where the fitness says `trained` without a number.
         lr: of that training, by AdamW with a cosine to zero, in batches of 64.
-
-    Raises:
-        UserError: a value out of its range.
     """
 
     fitness: ClassVar[str] = "rdm"
@@ -145,6 +142,8 @@ class _MotifSearch:
         while algorithm.has_next():
             generation += 1
             genomes = [self._canonical(genome) for genome in algorithm.ask()]
+            if not genomes:
+                break
             finished = self._score(genomes, generation, progress)
             for genome in genomes:
                 if _key(genome) not in self.table:

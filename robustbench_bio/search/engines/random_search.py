@@ -20,12 +20,6 @@ class RandomSearch(CandidateEngine):
     """Genotypes drawn uniformly, each trained for a few epochs; the best wins (Li & Talwalkar 2019, arXiv:1902.07638).
 
     On purpose different from that paper: every candidate has weights of its own, none are shared.
-
-    Args:
-        candidates: so many.
-
-    Raises:
-        UserError: a value out of its range.
     """
 
     small: ClassVar[Mapping[str, Any]] = MappingProxyType({"epochs": 8, "candidates": 16, "channels": 4, "layers": 3})

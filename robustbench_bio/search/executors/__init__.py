@@ -10,11 +10,7 @@ __all__ = ["CandidateScores", "Executor", "LocalExecutor", "RayExecutor", "Score
 
 
 def make_executor(name: str, workers: int, device: str = "cpu") -> Executor:
-    """Return the executor `local` or `ray` with so many workers.
-
-    Raises:
-        UserError: unknown name, no workers, or Ray is not installed.
-    """
+    """Return the executor `local` or `ray`; raises `UserError` for another name, no workers, or a missing Ray."""
     if workers < 1:
         raise UserError(f"expected workers >= 1, got {workers}")
     if name == "local":

@@ -38,15 +38,8 @@ class Executor(ABC):
     ) -> Iterator[tuple[int, CandidateScores]]:
         """Yield (place of the job, its scores) as they come, in any order, until the deadline.
 
-        A job whose worker is lost is given to another one.
-
-        Args:
-            scorer: how to score.
-            jobs: what to score.
-            deadline: on the clock of `time.monotonic`; what runs then is dropped, in this process finished.
-
-        Raises:
-            UserError: a job lost its worker too often.
+        A job whose worker is lost is given to another one, too often raises `UserError`. The deadline is on the clock
+        of `time.monotonic`; what runs then is dropped, in this process finished.
         """
 
     @abstractmethod

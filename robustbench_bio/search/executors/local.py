@@ -33,11 +33,7 @@ def _one_thread() -> Iterator[None]:
 
 @final
 class LocalExecutor(Executor):
-    """This process, or several worker processes of this machine.
-
-    Args:
-        workers: 1 scores in this process; more are spawned when they are first needed.
-    """
+    """This process for one worker, or several worker processes of this machine, spawned when they are first needed."""
 
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers

@@ -6,8 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 
@@ -22,29 +21,20 @@ from robustbench_bio.search.executors.base import (
 )
 
 
-@dataclass(frozen=True)
-class _StoredScorer:
-    """A scorer in Ray's object store, which a worker fetches once.
-
-    Attributes:
-        key: names the scorer.
-        reference: list of the one reference; Ray would fetch a bare one for every job.
-    """
+class _StoredScorer(NamedTuple):
+    """A scorer in Ray's object store, which a worker fetches once by its key."""
 
     key: str
     reference: list[Any]
+    """The one reference in a list; Ray would fetch a bare one for every job."""
 
 
 @final
 class RayExecutor(Executor):
     """Tasks on a Ray cluster: the one of $RAY_ADDRESS, the one already joined, or a new one on this machine.
 
-    Args:
-        workers: processes of a new local cluster; an existing one decides itself.
-        device: workers on a GPU share it.
-
-    Raises:
-        UserError: Ray is not installed, or the cluster cannot be reached.
+    A new cluster has `workers` processes, an existing one decides itself; workers on a GPU share it. Raises `UserError`
+    where Ray is not installed, or the cluster cannot be reached.
     """
 
     def __init__(self, workers: int, device: str = "cpu") -> None:

@@ -7,7 +7,7 @@ from typing import Self, final
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
-from robustbench_bio.search.fitness import Fitness, Term, parse_weight
+from robustbench_bio.search.fitness import Fitness, Term, named_weight
 from robustbench_bio.search.motifs.rdm import SINGULAR, check_metric
 
 SYNTAX = "terms such as rdm=1,rdm:cosine=0.5,sahd=0.001,trained:10=1,spikes=0.01,parameters=0.01"
@@ -30,12 +30,26 @@ class MotifFitness(Fitness):
 
     @classmethod
     def read(cls, text: str) -> Self:
-        terms = tuple(_term(part.strip()) for part in text.split(","))
-        if len({term.name for term in terms}) < len(terms):
-            raise UserError(f"expected each term of the fitness once, got {text!r}")
-        if sum(term.name.startswith("trained") for term in terms) > 1:
+        fitness = super().read(text)
+        if sum(term.name.startswith("trained") for term in fitness.terms) > 1:
             raise UserError(f"expected one length of training in a fitness, got {text!r}: leave one out")
-        return cls(terms)
+        return fitness
+
+    @staticmethod
+    def _term(text: str) -> Term:
+        name, weight = named_weight(text, SYNTAX)
+        kind, colon, rest = name.partition(":")
+        if kind not in KINDS:
+            raise UserError(f"{unknown('term of a fitness', kind, list(KINDS))}; a fitness is {SYNTAX}")
+        if kind == "rdm":
+            return Term(f"rdm:{check_metric(rest if colon else METRIC)}", weight)
+        if kind == "trained" and colon:
+            if not re.fullmatch(r"[1-9][0-9]{0,3}", rest):
+                raise UserError(f"expected trained:EPOCHS with 1 to 9999 epochs, got {text!r}")
+            return Term(f"trained:{rest}", weight, int(rest))
+        if colon:
+            raise UserError(f"expected {kind} without {rest!r}: a fitness is {SYNTAX}")
+        return Term(kind, weight)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -54,7 +68,7 @@ class MotifFitness(Fitness):
 
     def objectives(self, scores: Mapping[str, float]) -> list[float]:
         """Return one number for each term, larger is better, without weights."""
-        return [scores[term.name] if KINDS[_kind(term.name)] else -scores[term.name] for term in self.terms]
+        return [scores[term.name] if KINDS[term.name.partition(":")[0]] else -scores[term.name] for term in self.terms]
 
     def value(self, scores: Mapping[str, float]) -> float:
         return sum(term.weight * one for term, one in zip(self.terms, self.objectives(scores), strict=True))
@@ -62,24 +76,3 @@ class MotifFitness(Fitness):
     def worst(self) -> dict[str, float]:
         lowest = {"sahd": SINGULAR}
         return {term.name: lowest.get(term.name, 0.0) for term in self.terms}
-
-
-def _kind(name: str) -> str:
-    return name.partition(":")[0]
-
-
-def _term(text: str) -> Term:
-    name, separator, number = text.partition("=")
-    value = parse_weight(number.strip()) if separator else 1.0
-    kind, colon, rest = name.strip().partition(":")
-    if kind not in KINDS:
-        raise UserError(f"{unknown('term of a fitness', kind, list(KINDS))}; a fitness is {SYNTAX}")
-    if kind == "rdm":
-        return Term(f"rdm:{check_metric(rest if colon else METRIC)}", value)
-    if kind == "trained" and colon:
-        if not re.fullmatch(r"[1-9][0-9]{0,3}", rest):
-            raise UserError(f"expected trained:EPOCHS with 1 to 9999 epochs, got {text!r}")
-        return Term(f"trained:{rest}", value, int(rest))
-    if colon:
-        raise UserError(f"expected {kind} without {rest!r}: a fitness is {SYNTAX}")
-    return Term(kind, value)

@@ -18,10 +18,7 @@ class GeneticAlgorithm:
 
     Args:
         algorithm: "ga", elitist with one objective, or "nsga2".
-        code: says which genes are legal.
         canonical: genomes with the same canonical one count as duplicates.
-        objectives: number of values of a genome.
-        population, offspring, generations: sizes.
         seed: 0 to 2³² − 1.
     """
 
@@ -61,9 +58,9 @@ class GeneticAlgorithm:
         return bool(self._algorithm.has_next())
 
     def ask(self) -> list[Genome]:
-        """Return the genomes of the next generation."""
-        self._asked = self._algorithm.ask()
-        return [_genome(row) for row in self._asked.get("X")]
+        """Return the genomes of the next generation; none once crossover and mutation give nothing but duplicates."""
+        self._asked = self._algorithm.ask()  # None where pymoo finds no new offspring
+        return [] if self._asked is None else [_genome(row) for row in self._asked.get("X")]
 
     def tell(self, values: Sequence[Sequence[float]]) -> None:
         """Take the objectives of each genome that `ask` returned, the larger the better."""

@@ -1,4 +1,4 @@
-"""Genomes of MSE-NAS: integers ↔ genotypes of motifs. Loads no torch."""
+"""Genomes of MSE-NAS: from integers to genotypes of motifs. Loads no torch."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,7 +21,7 @@ RELEASED_FEEDBACK = (Link(3, "p"), Link(5, "p"), Link(3, "n"), Link(5, "n"))
 
 
 class GenomeCode:
-    """The code between genomes and genotypes: a block of 20 genes for each cell, then one for the macro type.
+    """What genomes stand for: a block of 20 genes for each cell, then one for the macro type.
 
     Gene 0 of a block is the motif's id, gene 1 + i the kernel of link i. All feedback convolutions share the gene
     whose place is the number of all links of the motif, feedback included.
@@ -31,13 +31,7 @@ class GenomeCode:
     that is excitatory whatever the motif says (at place 19, which t5 alone reads, also inhibitory), as in the
     released code.
 
-    Args:
-        space: the motifs.
-        layers: number of cells.
-        bounds: which genes are legal.
-
-    Raises:
-        UserError: unknown bounds, a number of cells out of range, or a space without what the bounds need.
+    Raises `UserError` for unknown bounds, a number of cells out of range, or a space without what the bounds need.
     """
 
     def __init__(self, space: MotifSpace, layers: int, bounds: Bounds = "clean") -> None:
@@ -76,11 +70,7 @@ class GenomeCode:
         return (*self.layers * (self._ids[1], *(BLOCK - 2) * (1,), last), self._inputs[1])
 
     def check(self, genome: Sequence[int]) -> Genome:
-        """Return the genome if it is legal.
-
-        Raises:
-            UserError: another length, or a gene out of its bounds.
-        """
+        """Return the genome, or raise `UserError` for another length or a gene out of its bounds."""
         if len(genome) != self.length:
             raise UserError(f"expected a genome of {self.length} genes for {self.layers} cells, got {len(genome)}")
         for place, (gene, low, high) in enumerate(zip(genome, self.lower, self.upper, strict=True)):
@@ -101,29 +91,8 @@ class GenomeCode:
         cells = tuple(self._decoded(block, genes[-1]) for block in self._blocks(genes))
         return MotifGenotype(name=name, source=source, inputs=genes[-1], genome=genes, cells=cells)
 
-    def encode(self, genotype: MotifGenotype) -> Genome:
-        """Return the genome of a genotype: the one that it keeps, else one whose inert genes are least.
-
-        Raises:
-            UserError: no genome of this space and these bounds stands for it.
-        """
-        if genotype.genome and len(genotype.genome) == self.length:
-            genes = self.check(genotype.genome)
-        else:
-            blocks = [self._encoded(cell) for cell in genotype.cells]
-            genes = self.check([gene for block in blocks for gene in block] + [genotype.inputs])
-        if self.decode(genes, name="x", source="").cells != genotype.cells:
-            raise UserError(f"expected motifs of the space {self.space.name} in {genotype.name}, only their kernels "
-                            f"changed ({self.bounds} bounds), got others: no genome stands for them")  # fmt: skip
-        return genes
-
     def canonical(self, genome: Sequence[int], reductions: frozenset[int]) -> Genome:
-        """Return the genome with every gene that changes nothing at its least value.
-
-        Args:
-            genome: a legal one.
-            reductions: cells that hold no motif.
-        """
+        """Return a legal genome with every gene that changes nothing at its least value; `reductions` hold no motif."""
         active = self.active(genome, reductions)
         return tuple(gene if i in active else low for i, (gene, low) in enumerate(zip(genome, self.lower, strict=True)))
 
@@ -134,7 +103,8 @@ class GenomeCode:
             if cell in reductions:
                 continue
             motif = self._motifs[genome[-1], block[0]]
-            places |= {BLOCK * cell + offset for offset in (0, *_conv_places(motif))}
+            kernels = (1 + i for i, (op, _) in enumerate(motif.links) if parse_link(op).kernel)
+            places |= {BLOCK * cell + offset for offset in (0, *kernels)}
             if any(parse_link(op).kernel for op, _ in motif.feedback):
                 places.add(BLOCK * cell + _feedback_place(motif))
         return frozenset(places)
@@ -162,27 +132,6 @@ class GenomeCode:
         shared = block[_feedback_place(motif)]
         feedback = tuple(Edge(backward(op, shared), state) for op, state in motif.feedback)
         return Motif(name=motif.name, nodes=nodes, feedback=feedback)
-
-    def _encoded(self, cell: Motif) -> list[int]:
-        block = [0] * BLOCK
-        for (inputs, number), motif in self._motifs.items():
-            if (motif.name, inputs) == (cell.name, cell.inputs) and len(motif.links) == len(cell.links):
-                block[0] = number
-                break
-        else:
-            raise UserError(f"expected a motif of {self.space.name}, got {cell.name!r}: no gene stands for it")
-        for place in _conv_places(cell):
-            block[place] = KERNELS.index(parse_link(cell.links[place - 1][0]).kernel)
-        for op, _ in cell.feedback:
-            if (link := parse_link(op)).kernel:
-                inhibits = self.bounds == "released" and link.sign == "n"
-                block[_feedback_place(cell)] = KERNELS.index(link.kernel) + 2 * inhibits
-        return block
-
-
-def _conv_places(motif: Motif) -> list[int]:
-    """Return the places in a block of the genes that choose a kernel of a forward link."""
-    return [1 + i for i, (op, _) in enumerate(motif.links) if parse_link(op).kernel]
 
 
 def _feedback_place(motif: Motif) -> int:

@@ -11,6 +11,7 @@ arithmetic for the record.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import MappingProxyType
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
+from robustbench_bio.nets.base import eval_mode
 from robustbench_bio.nets.spiking import LIF
 
 #: log-determinant of a kernel that is singular; stands for minus infinity, which JSON cannot say.
@@ -35,10 +37,10 @@ def _rates(spikes: Tensor) -> Tensor:
 
 
 def _counts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return how many entries of two rows are (1, 1), (1, 0) and (0, 1); whole numbers, exact up to 2²⁴."""
-    both = x @ x.T
-    ones = x.sum(1)
-    return both, ones[:, None] - both, ones[None, :] - both
+    """Return how many entries of two rows [..., B, n] are (1, 1), (1, 0) and (0, 1); whole numbers, exact up to 2²⁴."""
+    both = x @ x.mT
+    ones = x.sum(-1)
+    return both, ones[..., :, None] - both, ones[..., None, :] - both
 
 
 def _hamming(spikes: Tensor) -> Tensor:
@@ -64,10 +66,6 @@ def _angle(x: Tensor) -> Tensor:
     return distance.masked_fill(silent, 0)
 
 
-def _cosine(spikes: Tensor) -> Tensor:
-    return _angle(_rates(spikes))
-
-
 def _pearson(spikes: Tensor) -> Tensor:
     rates = _rates(spikes)
     return _angle(rates - rates.mean(1, keepdim=True))
@@ -82,7 +80,7 @@ def _manhattan(spikes: Tensor) -> Tensor:
 METRICS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({
     "hamming": _hamming,
     "jaccard": _jaccard,
-    "cosine": _cosine,
+    "cosine": lambda spikes: _angle(_rates(spikes)),
     "pearson": _pearson,
     "manhattan": _manhattan,
 })  # fmt: skip
@@ -92,15 +90,11 @@ KNOWN = (*METRICS, "released")
 
 
 def dissimilarity(spikes: Tensor, metric: str) -> Tensor:
-    """Return how unlike the answers of one layer to each pair of stimuli are: float64 [B, B], zero on the diagonal.
+    """Return how unlike the answers {0, 1} [T, B, …] of one layer to each pair of stimuli are, [B, B] in float64.
 
-    Args:
-        spikes: {0, 1} [T, B, …].
-        metric: fraction of spikes and silences that differ (hamming), 1 − intersection over union (jaccard),
-            1 − cosine or 1 − correlation of the rates, or their mean absolute difference (manhattan).
-
-    Raises:
-        UserError: unknown metric, fewer than two stimuli, or no time step.
+    Metrics: fraction of spikes and silences that differ (hamming), 1 − intersection over union (jaccard), 1 − cosine or
+    1 − correlation of the rates, or their mean absolute difference (manhattan). The diagonal is zero. Raises
+    `UserError` for an unknown metric, fewer than two stimuli, or no time step.
     """
     check_metric(metric)
     if spikes.ndim < 3 or spikes.shape[0] < 1 or spikes.shape[1] < 2:
@@ -129,10 +123,7 @@ def released_sum(spikes: Tensor) -> Tensor:
     A count, not a fraction, with the 1e-6 that `PairwiseDistance` adds to every difference of one neuron.
     """
     x = spikes.flatten(2).float()
-    both = x @ x.transpose(1, 2)
-    ones = x.sum(2)
-    k10 = (ones[:, :, None] - both).double()
-    k01 = (ones[:, None, :] - both).double()
+    _, k10, k01 = (count.double() for count in _counts(x))
     eps = 1e-6
     return (k10 * (1 + eps) + k01 * (1 - eps) + (x.shape[2] - k10 - k01) * eps).sum(0)
 
@@ -199,41 +190,31 @@ def spike_scores(
     Batch norm uses the statistics of the batch, as in train mode: what it would use in eval mode it has not
     learnt yet.
 
-    Args:
-        net: with `LIF` layers; the one that runs last decides what the network can tell apart.
-        stimuli: batches x [B, C, H, W] in [0, 1]; scores are means over the batches.
-        metrics: which scores to take, see `dissimilarity`; "released" for the old arithmetic.
-        sahd: whether to take the log-determinant of the mean kernel as well.
+    The `LIF` layer that runs last decides what the network can tell apart. Scores are means over the stimuli's batches
+    x [B, C, H, W] in [0, 1]; of the metrics, see `dissimilarity`, "released" is the old arithmetic; `sahd` takes the
+    log-determinant of the mean kernel as well.
 
     Returns:
         "rdm:METRIC" and "sahd" as asked, "spikes" (of the whole network, per stimulus), "dead" (fraction of layers
         that answer the same to every stimulus).
 
-    Raises:
-        UserError: unknown metric, or a network without spiking layers.
+    Raises `UserError` for an unknown metric, or a network without spiking layers.
     """
     for metric in metrics:
         check_metric(metric)
     layers = [module for module in net.modules() if isinstance(module, LIF)]
     if not layers:
         raise UserError(f"expected a network with LIF layers for a fitness of spikes, got a {type(net).__name__}")
-    buffers = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    modes = [(module, module.training) for module in net.modules()]
     batches: list[dict[str, float]] = []
-    try:
-        net.train()
+    with eval_mode(net), ExitStack() as undo:
+        for buffer in net.buffers():
+            undo.callback(buffer.copy_, buffer.clone())
+        net.train()  # the end of the block gives every module its own mode back
         for x in stimuli:
             sums = _Sums(metrics, sahd=sahd)
-            hooks = [layer.register_forward_hook(sums) for layer in layers]
-            try:
+            with ExitStack() as hooks:
+                for layer in layers:
+                    hooks.callback(layer.register_forward_hook(sums).remove)
                 net(x)
-            finally:
-                for hook in hooks:
-                    hook.remove()
             batches.append(sums.totals())
-    finally:
-        for module, training in modes:
-            module.training = training
-        for buffer, copy in buffers:
-            buffer.copy_(copy)
     return {name: sum(row[name] for row in batches) / len(batches) for name in batches[0]}

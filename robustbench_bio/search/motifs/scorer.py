@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +23,7 @@ from robustbench_bio.training.steps import accuracy
 
 
 class PreparedImages(NamedTuple):
-    """What all genotypes are scored with.
-
-    Attributes:
-        stimuli: batches x [B, C, H, W] in [0, 1].
-        examples: the fit half.
-    """
+    """What all genotypes are scored with: stimuli in batches x [B, C, H, W] in [0, 1], and the fit half."""
 
     stimuli: list[Tensor]
     examples: Examples
@@ -40,11 +34,7 @@ class MotifScorer(Scorer):
     """Scores a genotype of motifs: what its untrained network does with stimuli, or what it learns in some epochs.
 
     Every candidate starts from the same seed, so that its scores are a function of its motifs alone. Stimuli are
-    the same for all, drawn from the fit half; that half also trains, the other judges.
-
-    Attributes:
-        batches, batch_size: of the stimuli.
-        steps, coding: of the networks.
+    the same for all, `batches` drawn from the fit half; that half also trains, the other judges.
     """
 
     inputs: Inputs
@@ -65,8 +55,7 @@ class MotifScorer(Scorer):
         order = torch.randperm(len(self.fit.y), generator=torch_generator(self.seed, "stimuli"))
         chosen = order.repeat(1 + self.batches * size // len(order))[: self.batches * size]
         stimuli = [(self.fit.x[rows].float() / 255).to(self.device) for rows in torch.split(chosen, size)]
-        examples = Examples(self.fit.x.numpy(), self.fit.y.numpy(), np.arange(len(self.fit.y)))
-        return PreparedImages(stimuli, examples)
+        return PreparedImages(stimuli, self.fit.examples())
 
     def score(self, prepared: PreparedImages, job: MotifGenotype) -> CandidateScores:
         net = nets.build(

@@ -23,10 +23,7 @@ def frozen(tensors: Iterable[Tensor]) -> Iterator[None]:
 class FrozenStatistics:
     """Lets passes in train mode leave no trace in a network; batch norm still uses the batch's statistics.
 
-    Args:
-        net: the network.
-        ruled: names of the layers under rules; they are told that nobody trains, so that Hebbian rules do not
-            count what they see.
+    The layers under rules, `ruled`, are told that nobody trains, so that Hebbian rules do not count what they see.
     """
 
     def __init__(self, net: nn.Module, ruled: Iterable[str]) -> None:

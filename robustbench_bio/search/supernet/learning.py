@@ -40,10 +40,8 @@ class SupernetEngine(Engine):
     """An engine that trains one supernet by SGD with momentum and a cosine over the epochs.
 
     Args:
-        epochs: passes over the images that weights learn from.
         batch_size: images in a step; what is left over at the end of an epoch is skipped.
         lr, min_lr: learning rate of the weights in the first epoch, and towards the end.
-        momentum, weight_decay: of SGD.
         grad_clip: largest norm of the weights' gradient.
     """
 
@@ -84,12 +82,7 @@ E = TypeVar("E", bound=SupernetEngine)
 
 
 class SupernetSearch(ABC, Generic[E]):
-    """One search with one supernet; a subclass says how the alphas move.
-
-    Args:
-        task: what to search with.
-        engine: hyper-parameters.
-    """
+    """One search with one supernet; a subclass says how the alphas move."""
 
     def __init__(self, task: SearchTask, engine: E) -> None:
         self.task, self.engine = task, engine

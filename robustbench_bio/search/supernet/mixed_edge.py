@@ -13,12 +13,7 @@ from robustbench_bio.records.space import Space
 
 
 class Family(NamedTuple):
-    """The variants of one operation.
-
-    Attributes:
-        columns: their places among the primitives.
-        names: their names.
-    """
+    """The variants of one operation: their places among the primitives, and their names."""
 
     columns: list[int]
     names: list[str]
@@ -35,11 +30,6 @@ class MixedEdge(nn.Module):
     where the stride is 2, and all are shuffled so that the next edge mixes others (PC-DARTS, Xu et al. 2020).
 
     Modules: `operations.<primitive>`; a pool is followed by batch norm if the space says so.
-
-    Args:
-        space: gives the primitives.
-        channels: C.
-        stride: 1 or 2.
     """
 
     def __init__(self, space: Space, channels: int, stride: int) -> None:
@@ -56,13 +46,7 @@ class MixedEdge(nn.Module):
             self.operations[name] = op
 
     def forward(self, x: Tensor, weights: Tensor, active: list[bool] | None = None) -> Tensor:
-        """Return the edge's output.
-
-        Args:
-            x: [N, C, H, W].
-            weights: [primitives].
-            active: which operations run; all by default.
-        """
+        """Return the edge's output for weights [primitives]; `active` says which operations run, all by default."""
         taken = self.taken(x)
         runs = active or [True] * len(self.operations)
         terms = [w * op(taken) for op, w, on in zip(self.operations.values(), weights, runs, strict=True) if on]

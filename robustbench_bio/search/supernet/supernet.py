@@ -1,15 +1,15 @@
 """The network that holds every choice of a search space: each edge is a weighted sum of all its operations."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.nets.base import Inputs, Net, weight_layers
-from robustbench_bio.nets.cells import SkipRule
+from robustbench_bio.nets.base import Inputs
+from robustbench_bio.nets.cells import CellularNet, SkipRule
 from robustbench_bio.nets.checks import choice, switch, whole
 from robustbench_bio.nets.operations import FactorizedReduce, named, norm, pointwise
 from robustbench_bio.records.space import Space
@@ -18,12 +18,7 @@ from robustbench_bio.search.supernet.mixed_edge import MixedEdge
 
 
 class Weights(NamedTuple):
-    """Weights of the operations of one kind of cell.
-
-    Attributes:
-        values: [edges, primitives].
-        active: which operations of each edge run; all if None.
-    """
+    """Values [edges, primitives] of one kind of cell, and which operations of each edge run; all if None."""
 
     values: Tensor
     active: list[list[bool]] | None = None
@@ -43,14 +38,8 @@ class Mixing(NamedTuple):
 class SearchCell(nn.Module):
     """One cell with all its edges: two earlier outputs → concatenated nodes [N, nodes·channels, H, W].
 
-    Modules: `preprocess0`, `preprocess1` and `edges.<j>`, in the order of `Space.sources`.
-
-    Args:
-        space: gives edges and primitives.
-        c_prev_prev, c_prev: channels of the two inputs.
-        channels: of every node.
-        reduction: whether edges from the inputs have stride 2.
-        reduction_prev: whether the earlier input is twice as large as the later one.
+    Modules: `preprocess0`, `preprocess1` and `edges.<j>`, in the order of `Space.sources`. Arguments as in
+    `nets.cells.Cell`.
     """
 
     def __init__(
@@ -94,8 +83,7 @@ class SearchCell(nn.Module):
 def shares_work(x: Tensor, weights: Weights) -> bool:
     """Tell whether the edges of a cell may be evaluated together: on a CPU, without autocast, every operation running.
 
-    On a GPU torch before its pull request 188345 (2.11 for one) passes wrong gradients through an average pool with
-    padding in channels-last order, which the shared work needs; and it is made for caches that a GPU does not have.
+    The shared work is made for caches that a GPU does not have.
     """
     return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and weights.active is None
 
@@ -112,7 +100,7 @@ def _channels_last(gradient: Tensor) -> Tensor:
     return gradient.contiguous(memory_format=torch.channels_last)
 
 
-class Supernet(Net):
+class Supernet(CellularNet):
     """Stem, cells of mixed edges, global average pool, linear classifier (Liu et al. 2019, section 2).
 
     An edge's output is Σ_o w_o·o(x) over all primitives, w = softmax(alphas) on that edge unless `mixing` says
@@ -129,24 +117,16 @@ class Supernet(Net):
     like the weights', since they reach an edge through the rules of all layers above it.
 
     Attributes:
-        space: what may be chosen.
         alphas: (normal, reduce), each [edges, primitives]; leaf tensors that require a gradient, neither
             parameters nor in the state dict, so that an optimiser of the weights leaves them alone. They
             follow `.to`. Zeros (equal weights) until `draw_alphas`.
 
     Args:
-        inputs: what the network is built for.
-        space: what may be chosen.
-        channels: C; the stem has 3C. The space's own by default.
-        layers: number of cells. The space's own by default.
+        channels, layers: C (the stem has 3C) and number of cells; the space's own by default.
         fast: share work between the operations of a cell where `shares_work` allows it; the same numbers up to
             rounding. Single operations fall back to the plain sum: under rules that are more than a feedback matrix
             (dfa, Hebbian) and with hooks on layers. Gradients are not twice differentiable.
-        skip_rule: "applied" counts both 1×1 convolutions of a skip of stride 2 to its rule; "ignored" leaves
-            them to bp, as the released BioNAS code does.
-
-    Raises:
-        UserError: a value out of its range.
+        skip_rule: see `CellNet`.
     """
 
     def __init__(
@@ -197,10 +177,7 @@ class Supernet(Net):
         """Use these weights [edges, primitives] instead of softmax(alphas) within the block; blocks may nest.
 
         Weights that need no gradient may be zero: those operations are not run at all, as if they were not
-        there, so that their batch norms see nothing.
-
-        Raises:
-            UserError: another shape.
+        there, so that their batch norms see nothing. Raises `UserError` for another shape.
         """
         before, self._mixing = self._mixing, Mixing(self._checked(normal), self._checked(reduce))
         try:
@@ -226,24 +203,12 @@ class Supernet(Net):
             s0, s1 = s1, cell(s0, s1, mixing.reduce if i in self.reductions else mixing.normal, self.fast)
         return self.classifier(s1.mean((2, 3)))  # type: ignore[no-any-return]
 
-    def rule_slots(self) -> Mapping[str, Sequence[str]]:
-        return {slot: layers for slot, _, layers in self._ruled_operations()}
-
-    def genotype_rules(self) -> Mapping[str, str]:
-        return {layer: rule for _, rule, layers in self._ruled_operations() if rule != "bp" for layer in layers}
-
-    def _ruled_operations(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-        """Yield (name, rule, names of its convolutions) of each operation that has convolutions to rule."""
+    def operations(self) -> Iterator[tuple[str, str, nn.Module]]:
         primitives = dict(zip(self.space.primitives, self.space.parsed, strict=True))
         for path, edge in self.named_modules():
-            if not isinstance(edge, MixedEdge):
-                continue
-            for name, op in edge.operations.items():
-                if isinstance(op, FactorizedReduce) and self.skip_rule == "ignored":
-                    continue
-                slot = f"{path}.operations.{name}"
-                if layers := tuple(f"{slot}.{layer}" for layer in weight_layers(op)):
-                    yield slot, primitives[name].rule, layers
+            if isinstance(edge, MixedEdge):
+                for name, op in edge.operations.items():
+                    yield f"{path}.operations.{name}", primitives[name].rule, op
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Supernet":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from robustbench_bio.rules.geometry import Convolution
+
 
 def rows(x: Tensor) -> Tensor:
     """Return [N, C, H, W] as [N·H·W, C]; a view if x is in channels-last order."""
@@ -45,13 +47,13 @@ class Depthwise:
 
     def output(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return [N, C, ⌈H/stride⌉, ⌈W/stride⌉] for x [N, C, H, W] and weight [C, 1, k, k]."""
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, len(weight))
+        return self._convolution(weight).output(x, weight, bias)
 
     def to_input(self, g: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
         """Return δX through `matrix`."""
         if self.stride == 1:  # a convolution with the turned kernel, which libraries do faster than its adjoint
             return self.output(g, matrix.flip(2, 3), None)
-        return self._adjoint(g, x, matrix, (True, False, False))[0]
+        return self._convolution(matrix).to_input(g, x, matrix)
 
     def to_weight(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return dW."""
@@ -62,26 +64,10 @@ class Depthwise:
                 return _columns(g, x, 3)
             if self.kernel == 5 and x.shape[3] % 2 == 0:
                 return _five_by_five(g, x)
-        return self._adjoint(g, x, weight, (False, True, False))[1]
+        return self._convolution(weight).to_weight(g, x, weight)
 
-    def _adjoint(self, g: Tensor, x: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
-        return _adjoint(g, x, weight, self.stride, (self.padding, self.padding), self.dilation, mask)
-
-
-def _adjoint(
-    g: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: int,
-    padding: tuple[int, int],
-    dilation: int,
-    mask: tuple[bool, bool, bool],
-) -> tuple[Tensor, ...]:
-    s, p, d = [stride] * 2, list(padding), [dilation] * 2
-    out: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-        g, x, weight, None, s, p, d, False, [0, 0], len(weight), mask
-    )
-    return out
+    def _convolution(self, weight: Tensor) -> Convolution:
+        return Convolution((self.stride,) * 2, (self.padding,) * 2, (self.dilation,) * 2, len(weight))
 
 
 def _columns(g: Tensor, x: Tensor, height: int) -> Tensor:
@@ -93,7 +79,7 @@ def _columns(g: Tensor, x: Tensor, height: int) -> Tensor:
     if any(2 * p >= side for p, side in zip(padding, x.shape[2:], strict=True)):
         x, padding = F.pad(x, (1, 1, height // 2, height // 2)), (0, 0)
     weight = x.new_empty(x.shape[1], 1, height, 3)
-    return _adjoint(g, x, weight, 1, padding, 1, (False, True, False))[1]
+    return Convolution((1, 1), padding, (1, 1), len(weight)).to_weight(g, x, weight)
 
 
 def _five_by_five(g: Tensor, x: Tensor) -> Tensor:

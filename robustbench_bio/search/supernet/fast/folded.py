@@ -22,11 +22,7 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class Norms:
-    """Batch norms of a stack of variants, which agree in all that is set by hand.
-
-    Args:
-        modules: one for each variant.
-    """
+    """Batch norms of a stack of variants, one for each, which agree in all that is set by hand."""
 
     modules: Sequence[nn.BatchNorm2d]
 

@@ -24,10 +24,7 @@ HALF_NORMAL = 0.4
 def evaluate_edges(x: Tensor, edges: Sequence[MixedEdge], weights: Tensor) -> list[Tensor]:
     """Return what each edge makes of the state x, up to rounding as the edges do one by one.
 
-    Args:
-        x: [N, C, H, W].
-        edges: all with the same primitives and stride.
-        weights: [edges, primitives].
+    x is [N, C, H, W], weights [edges, primitives]; all edges have the same primitives and stride.
     """
     if not edges:
         return []
@@ -132,13 +129,8 @@ def _stack(
 ) -> tuple[Tensor, ...]:
     """Return rows [M, C] of Σ factor·variant for each edge, and what is to be added to each, [edges, C].
 
-    Args:
-        x: [N, C, H, W], which all variants see.
-        expected: its mean [C].
-        variants: separable convolutions of each.
-        geometries: of the depthwise convolutions in a row.
-        factors: [variants].
-        edges: how many of the variants, which lie side by side, belong to each edge.
+    All variants see x [N, C, H, W] of mean `expected` [C]; `edges` says how many of them, which lie side by side,
+    belong to each edge. `geometries` are those of the depthwise convolutions in a row.
     """
     n, channels = len(variants), x.shape[1]
     if n > 1:
