@@ -1,6 +1,9 @@
 """What an attack is: a proposal of perturbed inputs, which the judge checks."""
 
 import dataclasses
+import hashlib
+import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple, Self
@@ -69,11 +72,27 @@ class Attack(ABC):
         """Everything that decides what the attack does, for the record."""
         return dataclasses.asdict(self)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """The parameters; of an attack from another package also the hash of its code: an edited one is another."""
+        own = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
+        return self.params if own else self.params | {"code_sha256": code_sha256(type(self))}
+
     def brief(self) -> Self:
         """Return the same attack with a budget just large enough to show what it does at eps = 0."""
         small = {"steps", "restarts", "queries", "population", "generations"}
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return dataclasses.replace(self, **{k: min(v, 2) for k, v in values.items() if k in small})
+
+
+def code_sha256(cls: type) -> str:
+    """Return the hash of the module that defines a class; of its methods' code where there is no source to read."""
+    try:
+        source = inspect.getsource(sys.modules[cls.__module__])
+    except (OSError, TypeError, KeyError):
+        code = [getattr(value, "__code__", None) for value in vars(cls).values()]
+        source = repr([(one.co_code, one.co_names) for one in code if one is not None])
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack", "robustbench_bio.attacks")

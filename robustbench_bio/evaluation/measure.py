@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from robustbench_bio.attacks import WhiteBoxModel
 from robustbench_bio.attacks.access.mean_prediction import MeanPrediction
 from robustbench_bio.attacks.external import BACKENDS, NATIVE
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.numerics import full_float32
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.core.rng import ExampleRng
@@ -40,10 +41,12 @@ def measure(prepared: PreparedMeasurement, store: Store | None = None, progress:
     if store is not None:
         known = store.get(spec) or migration.recall(store, spec, prepared.subject.net)
         if known is not None:
+            if not _of_examples(known.outcomes_record, examples) or len(known.outcomes_record) != len(examples):
+                raise UserError(f"{store.path(spec)} holds outcomes of other examples: it was edited, delete it")
             return known
         store.check_writable()
     attacked = _AttackedNetwork.of(prepared)
-    started, parts = time.perf_counter(), store.parts(spec) if store else []
+    started, parts = time.perf_counter(), _stored_parts(prepared, store)
     finished = {row for part in parts for row in part.id}
     if finished:
         attacked.notices.append(f"{len(finished)} examples come from an earlier run that stopped: not in seconds")
@@ -62,6 +65,24 @@ def measure(prepared: PreparedMeasurement, store: Store | None = None, progress:
     if store:
         store.put(result)
     return result
+
+
+def _stored_parts(prepared: PreparedMeasurement, store: Store | None) -> list[Outcomes]:
+    """Return the finished batches of an earlier run, those of other examples or of examples twice left out."""
+    parts: list[Outcomes] = []
+    finished: set[int] = set()
+    for part in store.parts(prepared.spec) if store else []:
+        if _of_examples(part, prepared.examples) and not finished & set(part.id):
+            parts.append(part)
+            finished |= set(part.id)
+    return parts
+
+
+def _of_examples(outcomes: Outcomes, examples: Slice) -> bool:
+    """Tell whether outcomes are of some of these examples, each once, with their labels: a seal proves no origin."""
+    labels = dict(zip(examples.ids, examples.y.tolist(), strict=True))
+    once = len(set(outcomes.id)) == len(outcomes.id)
+    return once and all(labels.get(row) == label for row, label in zip(outcomes.id, outcomes.label, strict=True))
 
 
 @dataclass(frozen=True)

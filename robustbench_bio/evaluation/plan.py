@@ -274,7 +274,7 @@ def prepare(subject: Subject, measurement: Measurement, examples: Slice, setting
     attack = measurement.built(settings.precision)
     x = examples.x[:8].to(settings.device)
     draws = DRAWS if measurement.gradient.draws and is_random(subject.net, x) else 1
-    params: dict[str, Scalar | None] = attack.params
+    params: dict[str, Scalar | None] = attack.record
     spec = EvalSpec.read(
         {
             "model": subject.label,

@@ -14,6 +14,7 @@ from robustbench_bio.leaderboard.submit import entry_text
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.entry import Entry
 from robustbench_bio.records.threat import Threat
+from robustbench_bio.zoo import catalog
 from robustbench_bio.zoo.loading import DataSource
 
 
@@ -24,30 +25,55 @@ def migrate(board: Board, folders: Folders) -> list[Path]:
     has the fingerprint that the entry was measured with; the scores must follow from the outcomes as ever.
 
     Raises:
-        UserError: an entry of another network than the zoo's, or one that contradicts itself.
+        UserError: an entry of another network than the zoo's, or one that contradicts itself; nothing is written then.
     """
     examples = Slice.load(DataSource(board.dataset), board.n_examples)
-    return [path for path in folders.entry_files(board.name) if _migrated(path, board, folders, examples)]
+    read = ((path, _upgraded(path, board, folders, examples)) for path in folders.entry_files(board.name))
+    upgraded = [(path, entry) for path, entry in read if entry is not None]
+    for path, entry in upgraded:  # only now: a board is brought up to date as a whole or not at all
+        write_atomically(path, entry_text(entry).encode())
+    return [path for path, _ in upgraded]
 
 
-def _migrated(path: Path, board: Board, folders: Folders, examples: Slice) -> bool:
-    document = json.loads(path.read_bytes())
-    if not isinstance(document, dict) or document.get("schema_version") != 1:
-        return False
+def _upgraded(path: Path, board: Board, folders: Folders, examples: Slice) -> Entry | None:
+    """Return the entry of the first schema in a file as one of today's; None for a file that is up to date."""
+    document = _document(path)
+    if type(document.get("schema_version")) is not int or document["schema_version"] != 1:
+        return None
     card = folders.card(path.stem)
     if card is None:
         raise UserError(f"{path}: expected the zoo's network {path.stem}, got none: submit it, or remove the entry")
     net = folders.network(card, board.dataset)
     before, today = first_fingerprint(net), fingerprint(net, examples.x)
-    measurements = [_measurement(one, path, before, today) for one in document["measurements"]]
-    rank_by = Threat.read(document["rank_by"]).document()
+    try:
+        measurements = [_measurement(one, path, before, today) for one in document["measurements"]]
+        rank_by = Threat.read(document["rank_by"]).document()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: expected an entry of schema 1, got another document ({reason}): submit it") from None
     upgraded = document | {"schema_version": 2, "measurements": measurements, "rank_by": rank_by}
-    entry = Entry.from_json(json.dumps(upgraded), str(path))
-    write_atomically(path, entry_text(entry).encode())
-    return True
+    return Entry.from_json(json.dumps(upgraded), str(path))
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        if (size := path.stat().st_size) > catalog.MAX_ENTRY:
+            raise UserError(f"{path}: expected an entry of at most {catalog.MAX_ENTRY:,} bytes, got {size:,}")
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected an entry as JSON, got {type(error).__name__}: remove it") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: expected an entry as JSON, got a {type(document).__name__}: remove it")
+    return document
 
 
 def _measurement(document: dict[str, Any], path: Path, before: str, today: str) -> dict[str, Any]:
-    if document["spec"]["weights_sha256"] != before:
-        raise UserError(f"{path}: measured on another network than the zoo's: submit it again")
-    return document | {"spec": upgraded_spec(document["spec"], today)}
+    spec = document["spec"]
+    if spec["weights_sha256"] != before:
+        raise UserError(
+            f"{path}: expected a measurement of the zoo's network as torch prints it here, got one of another network "
+            "or by another version of torch: submit it again"
+        )
+    if new := {"threat", "draws", "batch_size", "network_sha256"} & spec.keys():
+        raise ValueError(f"the first schema has no field {min(new)}")
+    return document | {"spec": upgraded_spec(spec, today)}

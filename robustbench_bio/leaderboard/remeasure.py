@@ -1,6 +1,7 @@
 """Measuring again what an entry states, on some of its examples, and telling lies from rounding."""
 
 import base64
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustbench_bio.attacks import WhiteBoxModel, make
+from robustbench_bio.attacks import ATTACKS, WhiteBoxModel, make
 from robustbench_bio.attacks.access.surrogate import followed
 from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.evaluation.judge import checked_logits
@@ -61,7 +62,10 @@ def remeasure(subject: Subject, spec: EvalSpec, examples: Slice, rows: Sequence[
         generator = torch_generator(spec.seed, "nudge", nudge)
         shift = torch.rand(examples.x.shape, generator=generator)[list(rows)] * 2 - 1
         part = replace(part, x=(part.x + NUDGE * shift).clamp(0, 1))
-    asked = Measurement(spec.attack, spec.threat, spec.gradient, dict(spec.params))
+    # What an attack adds for the record, such as the hash of its source network, is no parameter to set.
+    settable = {field.name for field in dataclasses.fields(ATTACKS.get(spec.attack))}
+    params = {name: value for name, value in spec.params.items() if name in settable}
+    asked = Measurement(spec.attack, spec.threat, spec.gradient, params)
     settings = Settings(spec.seed, precision=spec.precision)
     outcomes = measure(prepare(subject, asked, part, settings)).outcomes_record
     return [Outcome(*pair) for pair in zip(outcomes.clean_correct(), outcomes.robust_correct(), strict=True)]

@@ -89,6 +89,13 @@ class AttackPreset(Record):
     """shared: show also the mean of clean and robust accuracy, which some released code reports as robust accuracy."""
     attacks: list[PresetAttack] = Field(min_length=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, document: object) -> object:
+        if isinstance(document, dict) and "cells" in document:
+            raise ValueError("expected [[attacks]], got [[cells]], as it was called before: rename it")
+        return document
+
     def measurements(self) -> list[AskedMeasurement]:
         """Return all that the preset asks for, in its order."""
         return [asked for attack in self.attacks for asked in attack.measurements()]

@@ -126,7 +126,10 @@ class Threat:
     @classmethod
     def several(cls, norm: str, radii: str) -> list[Self]:
         """Return a threat model for each of several radii, separated by commas; raises `UserError` as `checked`."""
-        return [cls.checked(norm, radius) for radius in radii.split(",")]
+        threats = [cls.checked(norm, radius) for radius in radii.split(",")]
+        if len(set(threats)) < len(threats):
+            raise UserError(f"expected each radius once, got {radii}: leave one out")
+        return threats
 
     def __str__(self) -> str:
         return f"{self.norm} {format_eps(self.eps, self.norm)}"

@@ -127,6 +127,7 @@ def refusal(text: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
+        ("[[attacks]]", "[[cells]]", "field 'document': expected [[attacks]], got [[cells]], as it was called before"),
         ('name = "tiny"', 'name = "Tiny!"', "field 'name': expected lower-case letters"),
         ('title = "Tiny"', 'titel = "Tiny"', "field 'title': expected a value, got none: add this field (and 1 more)"),
         ("n_examples = 12", "n_examples = 0", "field 'n_examples': "),

@@ -1,5 +1,7 @@
 import hashlib
+import importlib
 import json
+import linecache
 import os
 import re
 import signal
@@ -17,6 +19,7 @@ from samples import CHANGES, outcomes, spec
 from torch import Tensor, nn
 
 import robustbench_bio as rb
+from robustbench_bio.attacks import ATTACKS
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import default_home, write_atomically
 from robustbench_bio.core.progress import Progress
@@ -429,3 +432,70 @@ def test_a_key_holds_the_batch_size_where_outcomes_depend_on_it(tmp_path: Path) 
     assert measure(None, batch_size=8).spec == measure(None, batch_size=16).spec, "streams of examples know no batch"
     random = measure(None, batch_size=8, gradient="eot:2").spec
     assert random.batch_size is None, "this network is not random"
+
+
+def resealed(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a stored record and seal it again, as somebody who knows the format would."""
+    record = json.loads(path.read_text())["record"]
+    change(record)
+    body = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    path.write_text(f'{{"sha256":"{hashlib.sha256(body.encode()).hexdigest()}","record":{body}}}\n')
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["outcomes"].update(label=record["outcomes"]["adversarial_prediction"]),
+        lambda record: record["outcomes"].update(id=[row + 1000 for row in record["outcomes"]["id"]]),
+        lambda record: record["outcomes"].update(id=[0] * len(record["outcomes"]["id"])),
+    ],
+    ids=["labels", "ids", "one example"],
+)
+def test_a_result_with_outcomes_of_other_examples_is_not_believed(tmp_path: Path, change: Any) -> None:
+    store = Store(tmp_path)
+    resealed(store.path(measure(store).spec), change)
+    with pytest.raises(UserError, match="outcomes of other examples: it was edited, delete it"):
+        measure(store)
+
+
+def test_a_batch_with_outcomes_of_other_examples_is_measured_anew(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(Killed):
+        measure(store, progress=killer(24))
+    first, second, _ = sorted(tmp_path.rglob("*.json"))
+    resealed(first, lambda record: record.update(label=record["adversarial_prediction"]))
+    second.with_name("copy.json").write_text(second.read_text())
+    assert same(measure(store), measure(None))
+
+
+def test_an_edited_attack_of_another_package_is_another_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = tmp_path / "edited_attack.py"
+    text = """
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from robustbench_bio.attacks import ATTACKS, Attack, Proposal
+
+@ATTACKS.register("edited")
+@dataclass(frozen=True, kw_only=True)
+class Edited(Attack):
+    norms: ClassVar[frozenset] = frozenset({"linf"})
+
+    def perturb(self, model, x, y, threat, rng):
+        x_adv = (x + SCALE * threat.eps).clamp(0, 1)
+        return Proposal(x_adv, torch.zeros_like(y), torch.zeros_like(y))
+"""
+    monkeypatch.syspath_prepend(tmp_path)
+    keys = []
+    for scale in (0, 1):
+        plugin.write_text(text.replace("SCALE", str(scale)))
+        linecache.clearcache()
+        sys.modules.pop("edited_attack", None)
+        importlib.invalidate_caches()
+        importlib.import_module("edited_attack")
+        model, data = subject()
+        result = rb.evaluate(model, data, attack="edited", eps=0.3, store=Store(tmp_path / "store"))
+        assert not result.from_store
+        keys.append(result.spec.params["code_sha256"])
+    assert keys[0] != keys[1]
+    monkeypatch.delitem(ATTACKS._members, "edited")

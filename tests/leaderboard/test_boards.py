@@ -34,6 +34,7 @@ from robustbench_bio.leaderboard.remeasure import Outcome, differences
 from robustbench_bio.leaderboard.sampling import DIAGNOSIS, sample, workloads
 from robustbench_bio.leaderboard.submit import entry_text
 from robustbench_bio.leaderboard.verify import verify
+from robustbench_bio.nets.base import Net
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard, Recipe, TrainedNet
 from robustbench_bio.records.entry import SCHEMA, Entry, Measured, pack, scored
@@ -526,8 +527,7 @@ def test_an_entry_of_the_first_schema_is_brought_up_to_date_without_measuring(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     today = place.file.read_text()
-    net = place.folders.network(catalog.entry(place.file).card, "digits")
-    place.file.write_text(json.dumps(first_schema(json.loads(today), first_fingerprint(net))))
+    place.file.write_text(json.dumps(first_schema(json.loads(today), first_fingerprint(network_of(place)))))
     with pytest.raises(UserError, match="leaderboard migrate"):
         catalog.entry(place.file)
     monkeypatch.setattr("robustbench_bio.evaluation.measure.measure", lambda *_: pytest.fail("it was measured"))
@@ -539,9 +539,32 @@ def test_an_entry_of_the_first_schema_is_brought_up_to_date_without_measuring(
 def test_an_entry_of_another_network_is_not_brought_up_to_date(place: Place) -> None:
     before = json.dumps(first_schema(json.loads(place.file.read_text()), "5" * 64))
     place.file.write_text(before)
-    with pytest.raises(UserError, match="measured on another network than the zoo's: submit it again"):
+    with pytest.raises(UserError, match="expected a measurement of the zoo's network"):
         migrate(place.board, place.folders)
     assert place.file.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[" * 100_000, "[]", '{"schema_version": 1}', '{"schema_version": 1, "measurements": [5], "rank_by": {}}'],
+    ids=["half", "deep", "list", "empty", "numbers"],
+)
+def test_what_is_no_entry_of_the_first_schema_is_one_line_and_nothing_is_written(place: Place, text: str) -> None:
+    old = json.dumps(first_schema(json.loads(place.file.read_text()), first_fingerprint(network_of(place))))
+    place.file.write_text(old)
+    zoo_card = place.folders.models / "tiny-zz.toml"
+    zoo_card.write_text((place.folders.models / "tiny-fa.toml").read_text().replace('"tiny-fa"', '"tiny-zz"'))
+    place.file.with_name("tiny-zz.json").write_text(text)
+    with pytest.raises(UserError, match=r"tiny-zz\.json: ") as caught:
+        migrate(place.board, place.folders)
+    assert "\n" not in str(caught.value)
+    assert place.file.read_text() == old, "the entry before the bad one is as it was"
+
+
+def network_of(place: Place) -> Net:
+    return place.folders.network(
+        ModelCard.from_toml((place.folders.models / "tiny-fa.toml").read_text(), "x"), "digits"
+    )
 
 
 # Entries that are not what they say

@@ -322,3 +322,5 @@ def test_several_radii_share_a_norm() -> None:
     assert Threat.several("linf", "4/255,8/255") == [Threat("linf", 4 / 255), Threat("linf", 8 / 255)]
     with pytest.raises(UserError, match="expected eps > 0, got 0"):
         Threat.several("l2", "0.5,0")
+    with pytest.raises(UserError, match="expected each radius once, got 8/255,8/255"):
+        Threat.several("linf", "8/255,8/255")

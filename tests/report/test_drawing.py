@@ -30,8 +30,9 @@ def one_of_each_rule() -> Genotype:
 def motifs() -> MotifGenotype:
     space = catalog.space("mse-nas")
     assert isinstance(space, MotifSpace)
+    motifs = {one.name: one.motif for one in space.motifs if not one.malformed}
     return MotifGenotype(
-        name="some", source="", inputs=3, cells=tuple(map(space.named, ["m3", "m2", "m2", "m3", "m5"]))
+        name="some", source="", inputs=3, cells=tuple(motifs[name] for name in ("m3", "m2", "m2", "m3", "m5"))
     )
 
 

@@ -388,6 +388,7 @@ def with_feedback(nodes: int = 12, inputs: int = 4) -> Motif:
 def test_no_line_of_a_motif_passes_behind_a_box(name: str) -> None:
     space = catalog.space("mse-nas")
     assert isinstance(space, MotifSpace)
+    {one.name: one.motif for one in space.motifs if not one.malformed}
     motif = with_feedback() if name == "large" else next(listed.motif for listed in space.motifs if listed.name == name)
     drawing = Drawing(svg(motif_drawing.motif_circuit(motif), "motif"))
     boxes = [[float(a[key]) for key in ("x", "y", "width", "height")] for a in drawing.of("box")]
@@ -442,8 +443,9 @@ def crosses(a: tuple[float, float], b: tuple[float, float], box: list[float]) ->
 def test_motifs_are_drawn_where_they_stand_with_a_legend_of_their_signs() -> None:
     space = catalog.space("mse-nas")
     assert isinstance(space, MotifSpace)
+    motifs = {one.name: one.motif for one in space.motifs if not one.malformed}
     names = ["m3", "m2", "m2", "m3", "m3", "m2"]  # of these, 1, 3 and 4 halve the map
-    cells = MotifGenotype(name="some", source=NASTY, inputs=3, cells=tuple(map(space.named, names)))
+    cells = MotifGenotype(name="some", source=NASTY, inputs=3, cells=tuple(motifs[name] for name in names))
     card = card_of("spiking", net={"name": "motifs", "genotype": "some"})
     one = entry("spiking", card=card, genotype=cells)
     assert [title for title, _ in cell_views.cell_drawings(one)] == ["Cell 0: m3", "Cells 2, 5: m2"]

@@ -243,7 +243,7 @@ def test_a_data_set_that_was_not_trained_for_is_one_line(card: Path) -> None:
         ("hidden =", "inputs = 1\nhidden =", "card tiny-fa: field 'net.inputs': no parameter of a network"),
         ("hidden =", 'genotype = "biodart"\nhidden =', "unknown genotype 'biodart': did you mean biodarts"),
         ("hidden =", 'genotype = "biodarts"\nhidden =', "unknown parameter of the network mlp 'genotype'"),
-        ("hidden =", 'genotype = "none.toml"\nhidden =', "expected a genotype file at none.toml, got "),
+        ("hidden =", 'genotype = "none.toml"\nhidden =', "cannot read none.toml: "),
         ('"fa"', '"fq"', "unknown rule 'fq': did you mean fa"),
         ('"fa"', '""', "unknown rule '': "),
         ("[net]", "[rule_options]\nlocal_rl = 1\n[net]", "card tiny-fa: unknown field of rule_options 'local_rl'"),
