@@ -692,7 +692,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 def test_an_honest_entry_holds(submitted: Place) -> None:
     found = verify(submitted.board, submitted.folders, fraction=1)
     assert found.faults == {}
-    assert found.close == {}
+    assert found.within_tolerance == {}
     assert found.entries == found.diagnoses == 1
     assert found.again == found.outcomes == N * len(catalog.entry(submitted.file).measurements)
 
