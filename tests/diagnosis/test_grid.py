@@ -517,5 +517,5 @@ def test_a_network_with_thresholds_is_put_to_surrogates_instead_of_the_exact_gra
     assert asked_of["bp-resnet20"] == [("autoattack", "exact"), ("square", "exact"), ("one-pixel", "exact")]
     assert asked_of["stdp-spiking-cnn"] == [
         ("autoattack", "surrogate:triangle"), ("autoattack", "surrogate:arctan"), ("square", "exact"),
-        ("one-pixel", "exact"),
+        ("coordinate", "surrogate:arctan"), ("one-pixel", "exact"),
     ]  # fmt: skip

@@ -192,7 +192,7 @@ def test_one_step_that_beats_many_is_found() -> None:
     ]
 
 
-@pytest.mark.parametrize("attack", ["square", "transfer"])
+@pytest.mark.parametrize("attack", ["coordinate", "square", "transfer"])
 def test_what_turns_examples_that_all_gradients_leave_is_found(attack: str) -> None:
     name = f"{attack}-beats-white-box"
     white = [measured("pgd", 60), measured("apgd-dlr", 50)]
