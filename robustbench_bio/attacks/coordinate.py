@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from robustbench_bio.attacks.access.white_box import WhiteBoxModel, margin
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel, confirmed_margin, margin
 from robustbench_bio.attacks.base import ATTACKS, Attack, Attempts, Proposal
 from robustbench_bio.attacks.pgd import ascend
 from robustbench_bio.core.parameters import at_least
@@ -70,7 +70,7 @@ class Coordinate(Attack):
         x_adv, ever_fooled = start.clone(), torch.zeros_like(y, dtype=torch.bool)
         queries, steps = torch.ones_like(y), torch.zeros_like(y)
         active, point = torch.arange(len(y), device=y.device), start.clone()
-        best, fooled = _ask(model, point, y)
+        best, fooled = confirmed_margin(model, point, y)
         moves = _Moves(x)
         order = torch.empty((len(y), 0), dtype=torch.int64, device=y.device)
         for query in range(self.queries - 1):
@@ -83,7 +83,7 @@ class Coordinate(Attack):
             if query % moves.count == 0:
                 order = rng.take(active).uniform((moves.count,), x).argsort(1)
             tried = moves.made(x, point, order[:, query % moves.count], threat)
-            margins, fooled = _ask(model, tried, y)
+            margins, fooled = confirmed_margin(model, tried, y)
             better = (margins >= best) | fooled
             point = torch.where(better[:, None, None, None], tried, point)
             best = torch.where(better, margins, best)
@@ -91,11 +91,6 @@ class Coordinate(Attack):
             steps[active] += better.long()
         x_adv[active], ever_fooled[active] = point, fooled
         return Proposal(x_adv, queries, steps, ever_fooled)
-
-
-def _ask(model: WhiteBoxModel, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    scores = model.scores(point)
-    return margin(scores, y), model.confirm(point, y, scores)[0]
 
 
 class _Moves:

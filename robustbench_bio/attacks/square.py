@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from robustbench_bio.attacks.access.white_box import WhiteBoxModel, margin
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel, confirmed_margin
 from robustbench_bio.attacks.base import ATTACKS, Attack, Attempts, Proposal
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
@@ -66,7 +66,7 @@ class Square(Attack):
         x_adv, ever_fooled = x.clone(), torch.zeros_like(y, dtype=torch.bool)
         queries, steps = torch.ones_like(y), torch.zeros_like(y)
         active, point = torch.arange(len(y), device=y.device), moves.start(x, rng)
-        loss, fooled = _ask(model, point, y)
+        loss, fooled = confirmed_margin(model, point, y)
         draws = x.new_empty((len(y), 0))
         for query in range(self.queries - 1):
             if fooled.any():
@@ -84,7 +84,7 @@ class Square(Attack):
             before = [pixels.gather(2, patch.at) for patch in patches]
             for patch in patches:
                 pixels.scatter_(2, patch.at, patch.values)
-            new_loss, fooled = _ask(model, point, y)
+            new_loss, fooled = confirmed_margin(model, point, y)
             better = (new_loss > loss) | fooled
             after = [pixels.gather(2, patch.at) for patch in patches]
             for patch, old, new in zip(patches, before, after, strict=True):
@@ -94,11 +94,6 @@ class Square(Attack):
             steps[active] += better.long()
         x_adv[active], ever_fooled[active] = point, fooled
         return Proposal(x_adv, queries, steps, ever_fooled)
-
-
-def _ask(model: WhiteBoxModel, point: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    scores = model.scores(point)
-    return margin(scores, y), model.confirm(point, y, scores)[0]
 
 
 class Patch(NamedTuple):

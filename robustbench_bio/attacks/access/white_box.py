@@ -219,6 +219,12 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own).squeeze(1)
 
 
+def confirmed_margin(model: WhiteBoxModel, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the margin [n] of a forward pass at x, and which inputs the network misclassifies: bool [n]."""
+    scores = model.scores(x)
+    return margin(scores, y), model.confirm(x, y, scores)[0]
+
+
 def _doubt(logits: Tensor) -> Tensor:
     """Return the lead below which a trace, which agrees to `TOLERANCE` of the spread, is not believed: [n]."""
     return 10 * TOLERANCE * (logits.std(1) + 1e-6)
