@@ -2,12 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_bio.attacks import ATTACKS, WhiteBoxModel, make
@@ -19,9 +17,7 @@ from robustbench_bio.attacks.runs import Runs, target_groups
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.core.stats import wilson
-from robustbench_bio.datasets import load_examples
 from robustbench_bio.evaluation.evaluate import evaluate
-from robustbench_bio.nets import Inputs, build
 from robustbench_bio.records.threat import Norm, Threat
 
 NAMES: dict[Norm, str] = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -337,15 +333,10 @@ REAL: list[tuple[str, Norm, float]] = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "norm", "eps"), REAL)
 def test_robust_accuracy_on_a_real_network_is_not_above_the_reference(
-    name: str, norm: Norm, eps: float, cifar10_npz: Path, reference_resnet20: Path
+    name: str, norm: Norm, eps: float, real_network: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
     reference = pytest.importorskip("pyautoattack.autopgd_base")
-    data = load_examples(str(cifar10_npz), "test", 64)
-    x, y = torch.from_numpy(data.x).float() / 255, torch.from_numpy(data.y)
-    inputs = Inputs((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    net = build("resnet", inputs, seed=0, depth=20)
-    net.load_state_dict(load_file(reference_resnet20))
-    net.eval()
+    net, x, y = real_network
     right = ~WhiteBoxModel(net).fooled(x, y)
     options = {"n_iter": 20, "norm": NAMES[norm], "eps": eps, "use_largereps": norm == "l1"}
     if name == "apgd-t":

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -710,14 +709,9 @@ def test_tpgd_equals_that_of_torchattacks_from_the_same_start(
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("library", ["torchattacks", "foolbox"])
 def test_robust_accuracy_on_a_real_network_equals_that_of_peers(
-    library: str, norm: Norm, cifar10_npz: Path, reference_resnet20: Path
+    library: str, norm: Norm, real_network: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
-    data = load_examples(str(cifar10_npz), "test", 64)
-    x, y = torch.from_numpy(data.x).float() / 255, torch.from_numpy(data.y)
-    inputs = Inputs((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    resnet = build("resnet", inputs, seed=0, depth=20)
-    resnet.load_state_dict(load_file(reference_resnet20))
-    resnet.eval()
+    resnet, x, y = real_network
     white_box = WhiteBoxModel(resnet)
     right = ~white_box.fooled(x, y)
     assert right.double().mean() > 0.85

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import robustbench_bio as rb
@@ -23,7 +22,6 @@ from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.core.stats import wilson
 from robustbench_bio.evaluation.evaluate import evaluate
 from robustbench_bio.evaluation.judge import AttackViolation
-from robustbench_bio.nets import Inputs, build
 from robustbench_bio.records.result import Result
 from robustbench_bio.records.threat import Norm, Threat
 from robustbench_bio.zoo import loading as zoo
@@ -506,11 +504,9 @@ PARITY: dict[str, tuple[Norm, float, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def reference(cifar10_npz: Path, reference_resnet20: Path) -> tuple[nn.Module, Data]:
-    inputs = Inputs((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    net = build("resnet", inputs, seed=0, depth=20)
-    net.load_state_dict(load_file(reference_resnet20))
-    return net.eval(), rb.load_data("cifar10", split="test", n_examples=64, data_file=cifar10_npz)
+def reference(real_network: tuple[nn.Module, Tensor, Tensor]) -> tuple[nn.Module, Data]:
+    net, x, y = real_network
+    return net, (x, y)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
@@ -16,10 +14,8 @@ from robustbench_bio.attacks.fab import MinNorm, onto_hyperplane
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.core.stats import wilson
-from robustbench_bio.datasets import load_examples
 from robustbench_bio.evaluation.evaluate import evaluate
 from robustbench_bio.evaluation.worst_case import median_distance
-from robustbench_bio.nets import Inputs, build
 from robustbench_bio.records.threat import Norm, Threat
 
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
@@ -289,15 +285,10 @@ def test_parameters_are_checked() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 1 / 255), ("linf", 2 / 255), ("l2", 0.25)])
 def test_robust_accuracy_on_a_real_network_is_not_above_the_reference(
-    norm: Norm, eps: float, cifar10_npz: Path, reference_resnet20: Path
+    norm: Norm, eps: float, real_network: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
     reference = pytest.importorskip("pyautoattack.fab_pt")
-    data = load_examples(str(cifar10_npz), "test", 64)
-    x, y = torch.from_numpy(data.x).float() / 255, torch.from_numpy(data.y)
-    inputs = Inputs((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    net = build("resnet", inputs, seed=0, depth=20)
-    net.load_state_dict(load_file(reference_resnet20))
-    net.eval()
+    net, x, y = real_network
     right = ~WhiteBoxModel(net).fooled(x, y)
     other = reference.FABAttack_PT(net, norm=NAMES[norm], eps=eps, n_iter=20, targeted=True, n_target_classes=9)
     theirs = (~WhiteBoxModel(net).fooled(other.perturb(x, y), y) & right).sum().item()

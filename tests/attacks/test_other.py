@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_bio.attacks import WhiteBoxModel
@@ -101,14 +100,10 @@ def test_an_example_that_is_fooled_leaves_the_momentum_of_others_alone(
 
 @pytest.mark.slow
 def test_momentum_on_a_real_network_is_as_strong_as_that_of_torchattacks(
-    cifar10_npz: Path, reference_resnet20: Path
+    real_network: tuple[nn.Module, Tensor, Tensor],
 ) -> None:
     ta = pytest.importorskip("torchattacks")
-    data = load_examples(str(cifar10_npz), "test", 64)
-    x, y = torch.from_numpy(data.x).float() / 255, torch.from_numpy(data.y)
-    resnet = build("resnet", Inputs((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), seed=0, depth=20)
-    resnet.load_state_dict(load_file(reference_resnet20))
-    resnet.eval()
+    resnet, x, y = real_network
     other = ta.MIFGSM(resnet, eps=1 / 255, alpha=0.1 / 255, steps=10)(x, y)
     proposal = MIFGSM().perturb(WhiteBoxModel(resnet), x, y, Threat("linf", 1 / 255), ExampleRng(0, range(64)))
     robust = int((~WhiteBoxModel(resnet).fooled(proposal.x_adv, y)).sum())

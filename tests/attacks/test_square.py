@@ -1,11 +1,9 @@
 """Square Attack: the reference's schedule, windows and iterates; its own promises; robust accuracy beside peers."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_bio.attacks import WhiteBoxModel
@@ -13,8 +11,6 @@ from robustbench_bio.attacks.square import BLOCK, Square, _corner, _eta, share
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.core.stats import wilson
-from robustbench_bio.datasets import load_examples
-from robustbench_bio.nets import Inputs, build
 from robustbench_bio.records.threat import Norm, Threat
 
 
@@ -235,14 +231,10 @@ def test_parameters_are_checked() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 8 / 255), ("l2", 0.5)])
 def test_robust_accuracy_on_a_real_network_is_not_above_that_of_peers(
-    norm: Norm, eps: float, cifar10_npz: Path, reference_resnet20: Path
+    norm: Norm, eps: float, real_network: tuple[nn.Module, Tensor, Tensor]
 ) -> None:
     ta, aa = pytest.importorskip("torchattacks"), pytest.importorskip("pyautoattack.square")
-    data = load_examples(str(cifar10_npz), "test", 64)
-    x, y = torch.from_numpy(data.x).float() / 255, torch.from_numpy(data.y)
-    resnet = build("resnet", Inputs((3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), seed=0, depth=20)
-    resnet.load_state_dict(load_file(reference_resnet20))
-    resnet.eval()
+    resnet, x, y = real_network
     white_box = WhiteBoxModel(resnet)
     right = ~white_box.fooled(x, y)
     x, y = x[right], y[right]
