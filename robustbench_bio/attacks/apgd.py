@@ -60,7 +60,8 @@ class _AutoPGD(Attack):
         ball = Threat("l1", SHRINKING[0][0] * threat.eps, threat.bounds) if threat.norm == "l1" else threat
         method = self._run_shrinking if threat.norm == "l1" else self._run
 
-        # Runs that never end early have nothing to gain from each other, and the last of them is to be proposed.
+        # Runs that never end early have nothing to gain from each other, and the last of them is to be proposed; those
+        # of a random network are weighed against each other one by one.
         one_by_one = model.random or not self.early_exit
         count = len(objective.against)
         groups = [[target] for target in range(count)] if one_by_one else target_groups(count, x)
@@ -178,4 +179,4 @@ class APGDTargeted(_AutoPGD):
 
     def _objective(self, model: WhiteBoxModel, x: Tensor, y: Tensor) -> _Objective:
         pairs = label_target_pairs(y, likely_targets(model, x, y, self.targets))
-        return _Objective(targeted_dlr_if_possible(model), pairs, queries=1)
+        return _Objective(targeted_dlr_if_possible(model), pairs, queries=model.answer_cost)

@@ -199,15 +199,14 @@ def run_apgd(
 
     `loss` is a function of the logits and of the rows of `runs.against`. `ball` is where to iterate, if not in
     `threat`, which a point that fools the network must satisfy. `early_exit` False makes all steps with all runs and
-    proposes the points of highest loss, as for random networks always. `fresh` is False for an l1 run that goes on
-    where another has ended.
+    proposes the points of highest loss. `fresh` is False for an l1 run that goes on where another has ended.
 
     Returns:
         For each run the first point that fools the network, else the point of highest loss; for runs that ended with
         another on their example, their start. `fooled` are the runs that succeeded themselves.
     """
     x, y, start, against, example = runs
-    region, early_exit = ball or threat, early_exit and not model.random
+    region = ball or threat
     sparse = region.norm == "l1"
     iterates = _SparseIterates(region, rho, x, start, fresh) if sparse else _DenseIterates(region, rho, x, start)
     gaps = checkpoints(steps, region.norm)
@@ -219,10 +218,10 @@ def run_apgd(
             iterates.step()
             updates[active] += 1
         gradient, logits = model.gradient(iterates.point, against[active], loss)
-        queries[active] += 1
+        queries[active] += model.gradient_cost
         if early_exit:
             wrong, asked = model.confirm(iterates.point, y[active], logits)
-            queries[active] += asked
+            queries[active] += asked * model.answer_cost
             # In a ball that is larger than the threat's, a point that fools the network need not be legal.
             if ball is not None:
                 wrong &= threat.contains(iterates.x, iterates.point)

@@ -24,7 +24,8 @@ class Proposal(NamedTuple):
 
     Attributes:
         x_adv: [n, C, H, W] inside the threat model; where nothing fooled the network, the attack's last try.
-        queries: int64 [n], forward passes spent on each example (a gradient costs one).
+        queries: int64 [n], forward passes spent on each example: one for a gradient or an answer, or as many as they
+            average draws (`WhiteBoxModel.gradient_cost`, `answer_cost`).
         steps: int64 [n], update steps made for each example.
         fooled: bool [n], whom x_adv is known to fool, for `Attempts`; None where the attack did not ask. The judge
             believes no attack and does not look at it.
@@ -118,7 +119,8 @@ def make(name: str, norm: Norm, params: dict[str, Any]) -> Attack:
 class Attempts:
     """Restarts, targets or attacks made one after the other, each on the examples that withstood those before.
 
-    So no attempt can lose what an earlier one has found, and restarts cost only where they may help. Used as
+    So no attempt can lose what an earlier one has found, and restarts cost only where they may help. Of a random
+    network every attempt's mean answer is asked for, and the proposal with the largest margin is kept. Used as
 
         attempts = Attempts(model, x, y, restarts)
         for restart, rows in attempts:
@@ -132,13 +134,16 @@ class Attempts:
         count: attempts at most.
 
     Attributes:
-        best: the last proposal for each example; costs add up over the attempts.
+        best: the last proposal for each example, of a random network the one that its mean answer judges worst; costs
+            add up over the attempts.
     """
 
     def __init__(self, model: WhiteBoxModel, x: Tensor, y: Tensor, count: int) -> None:
         self.best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
         self._model, self._y, self._left = model, y, count
         self._active = torch.arange(len(y), device=y.device)
+        self._margin = torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        self._weighs = model.random and count > 1
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of each attempt and the rows that it is for, int64 [m]."""
@@ -151,13 +156,18 @@ class Attempts:
         """Keep what an attempt proposes for the rows that it was for, and leave those alone that it fooled."""
         x_adv, queries, steps, fooled = proposal
         active = self._active
-        self.best.x_adv[active] = x_adv
         self.best.queries[active] += queries
         self.best.steps[active] += steps
         self._left -= 1
-        if self._left == 0:
-            return
-        if fooled is None:
+        worst = torch.ones_like(active, dtype=torch.bool)
+        if self._weighs:
+            margin, fooled = self._model.lead(x_adv, self._y[active])
+            worst = margin > self._margin[active]
+            self._margin[active[worst]] = margin[worst]
+            self.best.queries[active] += self._model.answer_cost
+        elif fooled is None and self._left > 0:
             fooled = self._model.fooled(x_adv, self._y[active])
-            self.best.queries[active] += 1
-        self._active = active[~fooled]
+            self.best.queries[active] += self._model.answer_cost
+        self.best.x_adv[active[worst]] = x_adv[worst]
+        if fooled is not None:
+            self._active = active[~fooled]

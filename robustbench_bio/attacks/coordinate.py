@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from robustbench_bio.attacks.access.white_box import WhiteBoxModel, confirmed_margin, margin
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel, margin
 from robustbench_bio.attacks.base import ATTACKS, Attack, Attempts, Proposal
 from robustbench_bio.attacks.pgd import ascend
 from robustbench_bio.core.parameters import at_least
@@ -68,9 +68,9 @@ class Coordinate(Attack):
     ) -> Proposal:
         """Return what the search from `start` proposes; steps count the moves that stayed."""
         x_adv, ever_fooled = start.clone(), torch.zeros_like(y, dtype=torch.bool)
-        queries, steps = torch.ones_like(y), torch.zeros_like(y)
+        queries, steps = torch.full_like(y, model.answer_cost), torch.zeros_like(y)
         active, point = torch.arange(len(y), device=y.device), start.clone()
-        best, fooled = confirmed_margin(model, point, y)
+        best, fooled = model.lead(point, y)
         moves = _Moves(x)
         order = torch.empty((len(y), 0), dtype=torch.int64, device=y.device)
         for query in range(self.queries - 1):
@@ -83,11 +83,11 @@ class Coordinate(Attack):
             if query % moves.count == 0:
                 order = rng.take(active).uniform((moves.count,), x).argsort(1)
             tried = moves.made(x, point, order[:, query % moves.count], threat)
-            margins, fooled = confirmed_margin(model, tried, y)
+            margins, fooled = model.lead(tried, y)
             better = (margins >= best) | fooled
             point = torch.where(better[:, None, None, None], tried, point)
             best = torch.where(better, margins, best)
-            queries[active] += 1
+            queries[active] += model.answer_cost
             steps[active] += better.long()
         x_adv[active], ever_fooled[active] = point, fooled
         return Proposal(x_adv, queries, steps, ever_fooled)

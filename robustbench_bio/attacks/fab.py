@@ -65,32 +65,47 @@ class _Nearest:
     """The smallest perturbation known of each example; all tensors have one row for each.
 
     Attributes:
-        point: the nearest point that fools the network; the last try while there is none.
+        point: the nearest point that fools the network; while there is none the last try, of a random network the one
+            that its mean answer judges worst.
         size: its distance, infinite while there is none.
+        margin: of the tries at a random network, by its mean answer.
     """
 
     point: Tensor
     size: Tensor
+    margin: Tensor
     queries: Tensor
     steps: Tensor
 
     @classmethod
     def begin(cls, x: Tensor, y: Tensor, queries: int) -> "_Nearest":
         infinite = torch.full_like(x[:, 0, 0, 0], torch.inf)
-        return cls(x.clone(), infinite, torch.full_like(y, queries), torch.zeros_like(y))
+        return cls(x.clone(), infinite, -infinite, torch.full_like(y, queries), torch.zeros_like(y))
 
-    def record(self, rows: Tensor, point: Tensor, size: Tensor, fooled: Tensor) -> None:
-        """Keep the points that fool the network and are nearer than what is known, or all where nothing is."""
-        better = torch.where(fooled, size < self.size[rows], self.size[rows].isinf())
+    def record(self, rows: Tensor, point: Tensor, size: Tensor, fooled: Tensor, margin: Tensor | None = None) -> None:
+        """Keep the points that fool the network and are nearer than what is known.
+
+        Where nothing is known, all are kept, or those of larger margin if there is one.
+        """
+        untold = self.size[rows].isinf()
+        if margin is not None:
+            untold &= margin > self.margin[rows]
+        better = torch.where(fooled, size < self.size[rows], untold)
         self.point[rows[better]] = point[better]
         self.size[rows[better & fooled]] = size[better & fooled]
+        if margin is not None:
+            self.margin[rows[better]] = margin[better]
 
     def merge(self, rows: Tensor, runs: "_Nearest", k: int) -> None:
         """Take over what k runs on each of some examples have found, all first runs before all second ones."""
         n = len(rows)
         smallest, run = runs.size.view(k, n).min(0)
+        margin, worst = runs.margin.view(k, n).max(0)
+        fooled = smallest.isfinite()
+        weighed = margin.isfinite().any()
+        run = torch.where(fooled | ~weighed, run, worst)
         point = runs.point.view(k, n, *runs.point.shape[1:])[run, torch.arange(n, device=rows.device)]
-        self.record(rows, point, smallest, smallest.isfinite())
+        self.record(rows, point, smallest, fooled, margin if weighed else None)
         self.queries[rows] += runs.queries.view(k, n).sum(0)
         self.steps[rows] += runs.steps.view(k, n).sum(0)
 
@@ -117,7 +132,7 @@ class _Boundary(Attack):
     ) -> _Nearest:
         """Look for the smallest perturbation; an example is left alone once one of size <= enough is known."""
         pairs = label_target_pairs(y, likely_targets(model, x, y, self.targets))
-        nearest = _Nearest.begin(x, y, queries=1)
+        nearest = _Nearest.begin(x, y, queries=model.answer_cost)
         for targets in target_groups(len(pairs), x):
             for restart in range(self.restarts):
                 rows = (nearest.size > enough).nonzero().flatten()
@@ -149,17 +164,21 @@ class _Boundary(Attack):
         for _ in range(self.steps):
             gradient, logits = model.gradient(point, pairs[active], targeted_margin)
             fooled, asked = model.confirm(point, y[active], logits)
-            nearest.queries[active] += 1 + asked
-            nearest.record(active, point, threat.size(point - x[active]), fooled)
+            nearest.queries[active] += model.gradient_cost + asked * model.answer_cost
+            # The logits of a few draws do not weigh a try.
+            unweighed = -torch.inf * torch.ones_like(nearest.margin[active]) if model.random else None
+            nearest.record(active, point, threat.size(point - x[active]), fooled, unweighed)
             on = goes_on()
             active, point, gradient, logits = active[on], point[on], gradient[on], logits[on]
             if len(active) == 0:
                 break
             point = self._step(x[active], point, gradient, -targeted_margin(logits, pairs[active]), threat)
-            fooled = model.fooled(point, y[active])
-            nearest.queries[active] += 1
+            # A step to the boundary of a random network lands amid its noise: what counts is the worst point in reach.
+            point = threat.project(x[active], point) if model.random else point
+            margin, fooled = model.lead(point, y[active]) if model.random else (None, model.fooled(point, y[active]))
+            nearest.queries[active] += model.answer_cost
             nearest.steps[active] += 1
-            nearest.record(active, point, threat.size(point - x[active]), fooled)
+            nearest.record(active, point, threat.size(point - x[active]), fooled, margin)
             on = goes_on()
             active, point, fooled = active[on], point[on], fooled[on]
             if len(active) == 0:
@@ -246,7 +265,7 @@ class MinNorm(_Boundary):
             middle = (low + high) / 2
             point = x[rows] + middle.view(-1, 1, 1, 1) * delta
             fooled = model.fooled(point, y[rows])
-            nearest.queries[rows] += 1
+            nearest.queries[rows] += model.answer_cost
             nearest.record(rows, point, threat.size(point - x[rows]), fooled)
             low, high = torch.where(fooled, low, middle), torch.where(fooled, middle, high)
         return _within(nearest, x, threat)

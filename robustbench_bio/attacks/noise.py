@@ -36,5 +36,5 @@ class Noise(Attack):
         for _, rows in attempts:
             x_adv = threat.random_start(x[rows], rng.take(rows))
             fooled = model.fooled(x_adv, y[rows])
-            attempts.add(Proposal(x_adv, torch.ones_like(rows), torch.zeros_like(rows), fooled))
+            attempts.add(Proposal(x_adv, torch.full_like(rows, model.answer_cost), torch.zeros_like(rows), fooled))
         return attempts.best

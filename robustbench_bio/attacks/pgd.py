@@ -44,12 +44,11 @@ def ascend(
         step_size: in input units.
         loss: what to increase, a function of the logits and of the rows of `against`.
         against: one row per example for the loss; the labels by default.
-        early_exit: False makes all steps with all examples and returns the last points, as for random networks always.
+        early_exit: False makes all steps with all examples and returns the last points.
         direction: from the gradients [m, C, H, W] and the rows of `x` [m] that they belong to, the directions of
             the step; by default that of steepest ascent.
     """
     against = y if against is None else against
-    early_exit = early_exit and not model.random
     x_adv, queries, updates = start.clone(), torch.zeros_like(y), torch.zeros_like(y)
     active = torch.arange(len(y), device=y.device)
     for step in range(steps):
@@ -57,16 +56,16 @@ def ascend(
         # steps have one is fixed, so that the queries of an example do not depend on the batch it sits in.
         if early_exit and 0 < step <= 3:
             fooled = model.fooled(x_adv[active], y[active])
-            queries[active] += 1
+            queries[active] += model.answer_cost
             active = active[~fooled]
             if len(active) == 0:
                 break
         point = x_adv[active]
         gradient, logits = model.gradient(point, against[active], loss)
-        queries[active] += 1
+        queries[active] += model.gradient_cost
         if early_exit:
             fooled, asked = model.confirm(point, y[active], logits)
-            queries[active] += asked
+            queries[active] += asked * model.answer_cost
             active, gradient, point = active[~fooled], gradient[~fooled], point[~fooled]
             if len(active) == 0:
                 break

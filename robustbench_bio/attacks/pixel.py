@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self, final
 import torch
 from torch import Tensor
 
-from robustbench_bio.attacks.access.white_box import WhiteBoxModel, margin
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Proposal
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
@@ -62,7 +62,8 @@ class OnePixel(Attack):
         return dataclasses.replace(self, population=SMALLEST_POPULATION, generations=1)
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
-        x_adv, queries, steps = x.clone(), torch.full_like(y, self.population), torch.zeros_like(y)
+        cost = self.population * model.answer_cost
+        x_adv, queries, steps = x.clone(), torch.full_like(y, cost), torch.zeros_like(y)
         active = torch.arange(len(y), device=y.device)
         members = rng.uniform((self.population, int(threat.eps), 2 + x.shape[1]), x)
         fitness = _fitness(model, x, y, members, threat)
@@ -79,7 +80,7 @@ class OnePixel(Attack):
             better = trial_fitness > fitness
             members = torch.where(better[:, :, None, None], trials, members)
             fitness = torch.where(better, trial_fitness, fitness)
-            queries[active] += self.population
+            queries[active] += cost
             steps[active] += 1
         return Proposal(x_adv, queries, steps)
 
@@ -116,8 +117,8 @@ def _fitness(model: WhiteBoxModel, x: Tensor, y: Tensor, members: Tensor, threat
     for part in torch.split(torch.arange(n * size, device=x.device), max(1, VALUES_AT_ONCE // x[0].numel())):
         image = part // size
         painted = _painted(x[image], members.flatten(0, 1)[part], threat)
-        scores = model.scores(painted)
-        parts.append(margin(scores, y[image]).masked_fill(model.confirm(painted, y[image], scores)[0], FOOLED))
+        lead, fooled = model.lead(painted, y[image])
+        parts.append(lead.masked_fill(fooled, FOOLED))
     return torch.cat(parts).view(n, size)
 
 

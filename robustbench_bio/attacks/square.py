@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from robustbench_bio.attacks.access.white_box import WhiteBoxModel, confirmed_margin
+from robustbench_bio.attacks.access.white_box import WhiteBoxModel
 from robustbench_bio.attacks.base import ATTACKS, Attack, Attempts, Proposal
 from robustbench_bio.core.parameters import at_least
 from robustbench_bio.core.rng import ExampleRng
@@ -64,9 +64,9 @@ class Square(Attack):
         """Return what one random search proposes; steps count the squares that stayed."""
         moves = MOVES[threat.norm](threat)
         x_adv, ever_fooled = x.clone(), torch.zeros_like(y, dtype=torch.bool)
-        queries, steps = torch.ones_like(y), torch.zeros_like(y)
+        queries, steps = torch.full_like(y, model.answer_cost), torch.zeros_like(y)
         active, point = torch.arange(len(y), device=y.device), moves.start(x, rng)
-        loss, fooled = confirmed_margin(model, point, y)
+        loss, fooled = model.lead(point, y)
         draws = x.new_empty((len(y), 0))
         for query in range(self.queries - 1):
             if fooled.any():
@@ -84,13 +84,13 @@ class Square(Attack):
             before = [pixels.gather(2, patch.at) for patch in patches]
             for patch in patches:
                 pixels.scatter_(2, patch.at, patch.values)
-            new_loss, fooled = confirmed_margin(model, point, y)
+            new_loss, fooled = model.lead(point, y)
             better = (new_loss > loss) | fooled
             after = [pixels.gather(2, patch.at) for patch in patches]
             for patch, old, new in zip(patches, before, after, strict=True):
                 pixels.scatter_(2, patch.at, torch.where(better[:, None, None], new, old))
             loss = torch.where(better, new_loss, loss)
-            queries[active] += 1
+            queries[active] += model.answer_cost
             steps[active] += better.long()
         x_adv[active], ever_fooled[active] = point, fooled
         return Proposal(x_adv, queries, steps, ever_fooled)

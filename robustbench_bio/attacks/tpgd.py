@@ -62,4 +62,4 @@ class TPGD(Attack):
             against=clean,
             early_exit=self.early_exit,
         )
-        return proposal._replace(queries=proposal.queries + 1)
+        return proposal._replace(queries=proposal.queries + model.answer_cost)

@@ -83,7 +83,7 @@ class Transfer(Attack):
         kind = PGD if self.method == "pgd" else MIFGSM
         attack = kind(steps=self.steps, early_exit=False)
         proposal = attack.perturb(WhiteBoxModel(source), x, y, threat, rng)
-        return proposal._replace(queries=torch.ones_like(y))
+        return proposal._replace(queries=torch.full_like(y, model.answer_cost))
 
     @property
     def _loaded(self) -> SourceNetwork:

@@ -13,6 +13,10 @@ TOLERANCE = 1e-3
 #: Forward passes whose class probabilities are averaged before a random network's answer counts.
 DRAWS = 20
 
+#: Standard errors by which a wrong class must lead before an attack leaves an example alone. An attack looks at
+#: hundreds of points, and the judge draws anew: a lead of two would often have been luck.
+SURE = 4.0
+
 
 @contextlib.contextmanager
 def seeded_by_input(*key: object, x: Tensor) -> Iterator[None]:
@@ -61,12 +65,36 @@ class MeanPrediction(nn.Module):
         self.draws, self.seed, self.purpose = draws, seed, purpose
 
     def forward(self, x: Tensor) -> Tensor:
+        answers = self._answers(x)
+        # What is wrong with anything but logits, the gate will say.
+        return mean_prediction(answers) if len(answers) == self.draws else answers[0]
+
+    def lead(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return by how much a wrong class leads, and whether beyond the noise of the draws.
+
+        x is [n, C, H, W], y int64 [n]; the network must answer with logits.
+
+        Returns:
+            Margin of the mean answer, float32 [n], positive where fooled; and bool [n], whether the mean probability
+            of the likeliest wrong class is above that of y by more than `SURE` standard errors.
+        """
+        answers = self._answers(x)
+        mean, own = mean_prediction(answers), y[:, None]
+        wrong = mean.scatter(1, own, -torch.inf).argmax(1, keepdim=True)
+        likely = torch.stack([answer.float().softmax(1) for answer in answers])
+        leads = likely.gather(2, wrong.expand(self.draws, -1, 1)) - likely.gather(2, own.expand(self.draws, -1, 1))
+        error = leads.std(0, correction=0) / self.draws**0.5
+        sure = (leads.mean(0) > SURE * error).squeeze(1)
+        return (mean.gather(1, wrong) - mean.gather(1, own)).squeeze(1), sure
+
+    def _answers(self, x: Tensor) -> list[Tensor]:
+        """Return the logits of every draw [n, K], or a single answer that is none."""
         # The first word is part of the seed: another one would draw anew for every stored result.
         with seeded_by_input("votes", self.seed, self.purpose, x=x):
             logits: Tensor = self.model(x)
             if not isinstance(logits, Tensor) or logits.ndim != 2:
-                return logits  # the gate will say what is wrong with it
-            return mean_prediction([logits, *(self.model(x) for _ in range(self.draws - 1))])
+                return [logits]
+            return [logits, *(self.model(x) for _ in range(self.draws - 1))]
 
 
 def mean_prediction(answers: list[Tensor]) -> Tensor:

@@ -50,7 +50,9 @@ class WhiteBoxModel:
 
     Attributes:
         notices: what a reader of the result should know, such as a network that cannot be traced.
-        random: whether the network is; the first point that fools it may be luck, so no run should end there.
+        random: whether the network is; a point then counts as fooling it where the mean answer leads beyond its noise.
+        answer_cost: forward passes behind each answer.
+        gradient_cost: forward passes behind each gradient.
 
     Raises:
         UserError: a rule gradient is asked of a network without rules, or a gradient or surrogate that is none.
@@ -77,7 +79,8 @@ class WhiteBoxModel:
         self._half = False
         self._seed = seed
         self.random = draws > 1
-        self._answering = MeanPrediction(model, draws, seed, "attack") if self.random else model
+        self.answer_cost, self.gradient_cost = draws, max(1, self.kind.draws)
+        self._mean = MeanPrediction(model, draws, seed, "attack") if self.random else None
         self._rules = rules_of(model)
         if self.kind.source == "rule" and self._rules is None:
             raise UserError("expected a network with learning rules for gradient 'rule', got one without: use 'exact'")
@@ -92,21 +95,35 @@ class WhiteBoxModel:
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
         """Return the network's own float32 logits [n, K]; a random network's mean answer."""
-        return torch.cat([self._answering(part) for part in torch.split(x, _rows_per_pass(x))])
+        answering = self._mean or self.model
+        return torch.cat([answering(part) for part in torch.split(x, _rows_per_pass(x))])
 
     @torch.no_grad()
     def scores(self, x: Tensor) -> Tensor:
         """Return float32 logits [n, K] that may differ from the network's own by rounding, and are there sooner."""
-        graph = None if isinstance(self._answering, MeanPrediction) else self._recorded(x)
+        graph = None if self.random else self._recorded(x)
         if graph is None:
             return self.logits(x)
         return torch.cat([graph(laid_out(graph, part)) for part in torch.split(x, _rows_per_pass(x))])
 
     def fooled(self, x: Tensor, y: Tensor) -> Tensor:
         """Tell which inputs the network misclassifies in float32: bool [n]. The network decides narrow leads."""
+        if self.random:
+            return self.lead(x, y)[1]
         scores = self.scores(x)
         lead, fooled = margin(scores, y), scores.argmax(1) != y
         return self._asked(x, y, fooled, (lead.abs() <= _doubt(scores)) & (self._graph is not None))
+
+    @torch.no_grad()
+    def lead(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the margin [n] at x, and which inputs the network misclassifies: bool [n]; costs one answer."""
+        if self._mean is None:
+            scores = self.scores(x)
+            return margin(scores, y), self.confirm(x, y, scores)[0]
+        rows = _rows_per_pass(x)
+        parts = [self._mean.lead(*part) for part in zip(torch.split(x, rows), torch.split(y, rows), strict=True)]
+        margins, fooled = zip(*parts, strict=True)
+        return torch.cat(margins), torch.cat(fooled)
 
     def confirm(self, x: Tensor, y: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Tell which inputs the network misclassifies, from logits that came with a gradient.
@@ -134,7 +151,8 @@ class WhiteBoxModel:
             return fooled
         # Only these rows: a second forward pass for all at each step would add a third to the cost of an attack.
         rows = doubtful.nonzero().flatten()
-        return fooled.index_put((rows,), self.logits(x[rows]).argmax(1) != y[rows])
+        answer = self.lead(x[rows], y[rows])[1] if self.random else self.logits(x[rows]).argmax(1) != y[rows]
+        return fooled.index_put((rows,), answer)
 
     def _recorded(self, x: Tensor) -> fx.GraphModule | None:
         """Return the trace of the network, None where there can be none."""
@@ -217,12 +235,6 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Largest logit of the other classes minus that of y, positive where fooled: [n, K], labels [n] → [n]."""
     own = y[:, None]
     return logits.scatter(1, own, -torch.inf).amax(1) - logits.gather(1, own).squeeze(1)
-
-
-def confirmed_margin(model: WhiteBoxModel, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the margin [n] of a forward pass at x, and which inputs the network misclassifies: bool [n]."""
-    scores = model.scores(x)
-    return margin(scores, y), model.confirm(x, y, scores)[0]
 
 
 def _doubt(logits: Tensor) -> Tensor:
