@@ -1,12 +1,12 @@
 """A plan measured and judged: every network probed, attacked, and its results held against each other."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from robustbench_bio.attacks.access.surrogate import ATTACKED_BY
 from robustbench_bio.core.progress import Progress, silent
-from robustbench_bio.diagnosis.comparisons import contradictions
+from robustbench_bio.diagnosis.comparisons import contradictions, strongly_attacked
 from robustbench_bio.diagnosis.probe import DIAGNOSED, probe
 from robustbench_bio.evaluation.plan import Plan, Subject
 from robustbench_bio.evaluation.runner import Runner
@@ -80,8 +80,13 @@ def assess(
         for place, measurement in enumerate(plan.measurements):
             if plan.applies(measurement, subject):
                 results[place] = runner.measure(subject, measurement)
-        checks = contradictions([result for result in results if result is not None])
-        yield Assessment(subject.label, tuple(results), diagnosis and diagnosis.joined(checks))
+        measured = [result for result in results if result is not None]
+        yield Assessment(subject.label, tuple(results), diagnosis and weighed(diagnosis, measured))
+
+
+def weighed(diagnosis: Diagnosis, results: Sequence[Result]) -> Diagnosis:
+    """Return the diagnosis of a network, joined by what its finished measurements say of each other."""
+    return diagnosis.joined(contradictions(results), strong=strongly_attacked(results, diagnosis.threat))
 
 
 def probed(

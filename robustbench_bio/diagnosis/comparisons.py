@@ -6,6 +6,7 @@ from robustbench_bio.core.stats import all_of, discordant, mcnemar
 from robustbench_bio.records.diagnosis import Check, Implies
 from robustbench_bio.records.gradient import EXACT, RULE
 from robustbench_bio.records.result import Result
+from robustbench_bio.records.threat import Threat
 
 #: A difference between two attacks on the same examples counts if its one-sided exact McNemar p is below this …
 SIGNIFICANT = 0.01
@@ -21,6 +22,9 @@ GRADIENT_FREE = ("coordinate", "square", "transfer")
 #: Attacks that follow a gradient, for comparisons between finished measurements.
 WHITE_BOX = frozenset({"fgsm", "pgd", "mi-fgsm", "tpgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t"})
 
+#: Attacks of several losses, targets and restarts: what they leave is more than an upper bound by a single loss.
+STRONG = frozenset({"autoattack", "swift"})
+
 
 def compare(
     name: str, weak: Sequence[bool], strong: Sequence[bool], weak_name: str, strong_name: str, implies: Implies
@@ -28,13 +32,13 @@ def compare(
     """Return a check that fires if notably and significantly more examples are robust to the first of two attacks.
 
     `weak` are the examples that are robust to the attack that should leave more, `strong` the same for the other. Where
-    it implies "masked", a gap of twice `NOTABLE` that is not significant is inconclusive.
+    it implies more than a remark, a gap of twice `NOTABLE` that is not significant is inconclusive.
     """
     gap, p = (sum(weak) - sum(strong)) / len(weak), mcnemar(*discordant(weak, strong))
     left, fewer = (f"{100 * sum(robust) / len(robust):.1f} %" for robust in (weak, strong))
     detail = f"{weak_name} leaves {left}, {strong_name} {fewer} (gap {100 * gap:+.1f} points, p = {p:.2g})"
     significant, values = p < SIGNIFICANT, {"gap": gap, "p": p}
-    if implies == "masked" and gap >= 2 * NOTABLE and not significant:
+    if implies in ("masked", "hidden") and gap >= 2 * NOTABLE and not significant:
         detail += ": too few examples to tell"
         return Check(name=name, fired=True, implies="inconclusive", detail=detail, values=values)
     return Check(name=name, fired=gap >= NOTABLE and significant, implies=implies, detail=detail, values=values)
@@ -49,8 +53,16 @@ def contradictions(results: Sequence[Result]) -> list[Check]:
     native = [result for result in results if result.spec.backend == "native"]
     checks: list[Check] = []
     for threat in dict.fromkeys(result.spec.threat for result in native):
-        checks += _within([result for result in native if result.spec.threat == threat])
+        within = [result for result in native if result.spec.threat == threat]
+        where = {"threat": threat, "n": within[0].n}
+        checks += [check.model_copy(update=where) for check in _within(within)]
     return checks
+
+
+def strongly_attacked(results: Sequence[Result], threat: Threat | None) -> bool:
+    """Tell whether an attack of `STRONG` is among results within a threat model, through the best gradient there is."""
+    followed = [r.spec for r in results if r.spec.threat == threat and r.spec.gradient.source in ("exact", "surrogate")]
+    return any(spec.attack in STRONG for spec in followed)
 
 
 def _within(results: Sequence[Result]) -> list[Check]:
@@ -95,7 +107,7 @@ def _robust(result: Result) -> list[bool]:
 def _one_step_beats_many(many: Sequence[Result], fgsm: Result) -> Check:
     """Return the check whether a single step fools what the best attack of many steps does not."""
     best = all_of(map(_robust, many))
-    return compare("one-step-beats-many", best, _robust(fgsm), "the best attack of many steps", "fgsm", "masked")
+    return compare("one-step-beats-many", best, _robust(fgsm), "the best attack of many steps", "fgsm", "hidden")
 
 
 def _beats_white_box(white: Sequence[Result], result: Result) -> Check:
@@ -103,5 +115,5 @@ def _beats_white_box(white: Sequence[Result], result: Result) -> Check:
     best, attack = all_of(map(_robust, white)), result.spec.attack
     both = all_of([best, _robust(result)])
     return compare(
-        f"{attack}-beats-white-box", best, both, "the best white-box attack", f"with {attack} it is", "masked"
+        f"{attack}-beats-white-box", best, both, "the best white-box attack", f"with {attack} it is", "hidden"
     )

@@ -11,7 +11,7 @@ from robustbench_bio.core.numerics import full_float32
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.diagnosis.checks import Checks
 from robustbench_bio.evaluation.judge import check_data, checked_logits
-from robustbench_bio.records.diagnosis import Diagnosis, verdict_on
+from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.gradient import Gradient
 from robustbench_bio.records.threat import Norm, Threat
 
@@ -75,8 +75,7 @@ def diagnose(
         right, logits = _first_right(judged, x, y.long(), n_examples)
         all_checks = Checks(model, judged, x[right], y[right].long(), logits, threat, kind, draws, steps, queries, seed)
         checks = all_checks.all(source, progress)
-    verdict, reason = verdict_on(checks)
-    return Diagnosis(verdict=verdict, reason=reason, checks=checks, n=len(right), seconds=time.perf_counter() - started)
+    return Diagnosis.of(checks, len(right), time.perf_counter() - started, threat)
 
 
 def _first_right(model: nn.Module, x: Tensor, y: Tensor, wanted: int) -> tuple[Tensor, Tensor]:

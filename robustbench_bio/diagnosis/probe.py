@@ -13,6 +13,9 @@ from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.gradient import EXACT, Gradient
 from robustbench_bio.records.threat import Threat
 
+#: Why there is no answer about a network that is always wrong.
+NOTHING = "no example is classified correctly"
+
 #: Norms in which a network can be diagnosed.
 DIAGNOSED = ("linf", "l2")
 
@@ -21,6 +24,8 @@ class _Question(Record):
     """What a short diagnosis depends on; its budget is a small part of an evaluation's."""
 
     version: str = __version__
+    answers: int = 2
+    """Raised when a diagnosis holds something else than before."""
     network_sha256: str
     data_sha256: str
     threat: Threat
@@ -80,7 +85,9 @@ def probe(
             progress=lambda done, total, line: progress(done, total, f"probe: {line}"),
         )
     except NothingToAttackError:
-        return Diagnosis(verdict="inconclusive", reason="no example is classified correctly", checks=[], n=0, seconds=0)
+        return Diagnosis(
+            verdict="inconclusive", reason=NOTHING, number_reason=NOTHING, checks=[], n=0, threat=threat, seconds=0
+        )
     if store:
         store.remember(question, subject.label, diagnosis)
     return diagnosis

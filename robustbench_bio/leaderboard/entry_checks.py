@@ -13,7 +13,7 @@ from robustbench_bio.leaderboard.remeasure import certain_answers, facts_of, gal
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard
-from robustbench_bio.records.diagnosis import verdict_on
+from robustbench_bio.records.diagnosis import belief_on, verdict_on
 from robustbench_bio.records.entry import Entry
 from robustbench_bio.records.result import EvalSpec
 from robustbench_bio.zoo import catalog
@@ -128,6 +128,8 @@ def _finding_faults(entry: Entry) -> list[str]:
     if entry.finding is None:
         return ["finding: is missing"] if norms & {"linf", "l2"} else []
     flags = contradictions([measured.result() for measured in entry.measurements])
-    if entry.finding.verdict == "sound" and any(flag.fired and flag.implies for flag in flags):
-        return [f"finding: claimed sound, the outcomes say {verdict_on(flags)[0]}"]
+    answers = (entry.finding.verdict, verdict_on(flags).word), (entry.finding.number, belief_on(flags).word)
+    for claimed, told in answers:
+        if claimed == "sound" != told:
+            return [f"finding: claimed sound, the outcomes say {told}"]
     return []

@@ -115,7 +115,8 @@ def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, assessment: A
 
 def finding_of(diagnosis: Diagnosis) -> Finding:
     """Return what an entry keeps of a diagnosis."""
-    return Finding(verdict=diagnosis.verdict, reason=diagnosis.reason, flags=list(diagnosis.flags), n=diagnosis.n)
+    kept = diagnosis.summary()
+    return Finding.read({name: kept[name] for name in Finding.model_fields})
 
 
 def entry_text(entry: Entry) -> str:

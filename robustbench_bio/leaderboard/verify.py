@@ -15,8 +15,7 @@ import torch
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress, silent
-from robustbench_bio.diagnosis.assess import probed
-from robustbench_bio.diagnosis.comparisons import contradictions
+from robustbench_bio.diagnosis.assess import probed, weighed
 from robustbench_bio.evaluation.plan import Plan, Subject
 from robustbench_bio.leaderboard.entry_checks import check_entry, subject_of
 from robustbench_bio.leaderboard.folders import Folders, plan_of
@@ -207,6 +206,8 @@ def verdict_faults(entry: Entry, subject: Subject, board: Board, plan: Plan) -> 
     diagnosis = probed(plan, subject, board.rank_by, catalog.preset(board.preset).probe_examples)
     if diagnosis is None or entry.finding is None:
         return []
-    verdict = diagnosis.joined(contradictions([measured.result() for measured in entry.measurements])).verdict
-    claimed = entry.finding.verdict
-    return [] if verdict == claimed else [f"finding: claimed {claimed}, diagnosed again it is {verdict}"]
+    found = weighed(diagnosis, [measured.result() for measured in entry.measurements])
+    pairs = (entry.finding.verdict, found.verdict), (entry.finding.number, found.number)
+    return [
+        f"finding: claimed {claimed}, diagnosed again it is {answer}" for claimed, answer in pairs if claimed != answer
+    ]

@@ -13,7 +13,7 @@ from robustbench_bio.core.stats import all_of, wilson
 from robustbench_bio.records.base import Identifier, Record, Sha256
 from robustbench_bio.records.board import MAX_EXAMPLES
 from robustbench_bio.records.card import ModelCard
-from robustbench_bio.records.diagnosis import Verdict
+from robustbench_bio.records.diagnosis import Belief, Verdict
 from robustbench_bio.records.genotype import Genotype
 from robustbench_bio.records.kinds import kind_of
 from robustbench_bio.records.motifs import MotifGenotype
@@ -110,10 +110,12 @@ class Measured(Record):
 
 
 class Finding(Record):
-    """The verdict on gradient masking, in short."""
+    """Both answers of a diagnosis, in short: see `Diagnosis`."""
 
     verdict: Verdict
     reason: str
+    number: Belief = "inconclusive"
+    number_reason: str = ""
     flags: list[str] = Field(default_factory=list)
     n: int = Field(ge=0)
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from robustbench_bio.core.files import csv_text
 from robustbench_bio.leaderboard.ranking import LEVEL, RankedEntry
 from robustbench_bio.records.board import Board
-from robustbench_bio.report.tables import NONE, bounds, compact_table, markdown_row, percent
+from robustbench_bio.report.tables import ANSWERS, NONE, bounds, compact_table, markdown_row, percent
 
 #: What LaTeX would read as something else.
 _LATEX = {
@@ -41,6 +41,7 @@ def document(board: Board, rows: Sequence[RankedEntry]) -> dict[str, Any]:
                 **_shares(row),
                 "ci95": list(row.entry.scores.ci95),
                 "verdict": None if row.entry.finding is None else row.entry.finding.verdict,
+                "number": None if row.entry.finding is None else row.entry.finding.number,
                 "n": row.entry.n,
             }
             for row in rows
@@ -66,32 +67,33 @@ def table(board: Board, rows: Sequence[RankedEntry]) -> Table:
         caption=f"worst case over all attacks and gradients, Wilson 95 % interval; rows whose ranks overlap in a range "
         f"are not told apart by a paired test (exact McNemar, two-sided, {LEVEL:g})",
     )
-    for head in ("rank", "model", "clean %", f"worst case %, {board.rank_by}", "verdict"):
-        shown.add_column(head, no_wrap=True, justify="left" if head in {"model", "verdict"} else "right")
+    for head in ("rank", "model", "clean %", f"worst case %, {board.rank_by}", *ANSWERS):
+        shown.add_column(head, no_wrap=True, justify="left" if head in {"model", *ANSWERS} else "right")
     shown.add_column("rules", overflow="fold")
     for row in rows:
-        rank, model, _, rules, clean, worst, verdict, _ = _values(row)
-        shown.add_row(rank, model, clean, worst, verdict, rules)
+        rank, model, _, rules, clean, worst, *answers, _ = _values(row)
+        shown.add_row(rank, model, clean, worst, *answers, rules)
     return shown
 
 
 def as_csv(board: Board, rows: Sequence[RankedEntry]) -> str:
     """Return the board as CSV; accuracies are fractions."""
     names = ["board", "best_rank", "worst_rank", "model", "title", "rules", "clean_accuracy", "worst_case"]
-    return csv_text([_csv_row(board, row) for row in rows], [*names, "ci_low", "ci_high", "verdict", "n"])
+    return csv_text([_csv_row(board, row) for row in rows], [*names, "ci_low", "ci_high", "number", "verdict", "n"])
 
 
 def _csv_row(board: Board, row: RankedEntry) -> dict[str, Any]:
     shares = _shares(row)
     shares |= {name: _no_formula(shares[name]) for name in ("title", "rules")}
     low, high = row.entry.scores.ci95
+    number, verdict = _answers(row)
     ranks = {"board": board.name, "best_rank": row.best, "worst_rank": row.worst}
-    return ranks | shares | {"ci_low": low, "ci_high": high, "verdict": _verdict(row), "n": row.entry.n}
+    return ranks | shares | {"ci_low": low, "ci_high": high, "number": number, "verdict": verdict, "n": row.entry.n}
 
 
 def markdown(board: Board, rows: Sequence[RankedEntry]) -> str:
     """Return the board as a Markdown table."""
-    lines = [markdown_row(_heads(board)), markdown_row(["--:", "---", "---", "---", "--:", "--:", "---", "--:"])]
+    lines = [markdown_row(_heads(board)), markdown_row(["--:", "---", "---", "---", "--:", "--:", "---", "---", "--:"])]
     lines += [markdown_row(map(_escaped, _values(row))) for row in rows]
     return "\n".join(lines) + "\n"
 
@@ -103,27 +105,30 @@ def _escaped(text: str) -> str:
 
 def latex(board: Board, rows: Sequence[RankedEntry]) -> str:
     """Return the board as a LaTeX table for booktabs."""
-    lines = [r"\begin{tabular}{rlllrrlr}", r"\toprule", _latex(_heads(board)), r"\midrule"]
+    lines = [r"\begin{tabular}{rlllrrllr}", r"\toprule", _latex(_heads(board)), r"\midrule"]
     lines += [_latex(_values(row)) for row in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
 def _heads(board: Board) -> list[str]:
-    return ["rank", "model", "title", "rules", "clean %", f"worst case %, {board.rank_by}", "verdict", "n"]
+    return ["rank", "model", "title", "rules", "clean %", f"worst case %, {board.rank_by}", *ANSWERS, "n"]
 
 
 def _values(row: RankedEntry) -> list[str]:
     entry = row.entry
     clean = percent(entry.scores.clean_accuracy)
-    return [row.rank, entry.model, entry.card.title, rule_shares(row), clean, _worst(row), _verdict(row), str(entry.n)]
+    first = [row.rank, entry.model, entry.card.title, rule_shares(row), clean, _worst(row)]
+    return [*first, *_answers(row), str(entry.n)]
 
 
 def _worst(row: RankedEntry) -> str:
     return f"{percent(row.entry.scores.worst_case)} {bounds(row.entry.scores.ci95)}"
 
 
-def _verdict(row: RankedEntry) -> str:
-    return NONE if row.entry.finding is None else row.entry.finding.verdict
+def _answers(row: RankedEntry) -> list[str]:
+    """Return what to think of the number and of the usual way, in a word each."""
+    finding = row.entry.finding
+    return [NONE, NONE] if finding is None else [finding.number, finding.verdict]
 
 
 def _no_formula(text: str) -> str:

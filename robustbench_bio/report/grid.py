@@ -19,6 +19,7 @@ from robustbench_bio.records.result import Result
 from robustbench_bio.report.curves import curve_places, plot
 from robustbench_bio.report.figures import write_figure
 from robustbench_bio.report.tables import (
+    ANSWERS,
     NONE,
     compact_table,
     markdown_row,
@@ -78,8 +79,9 @@ def _worst(grid: GridResult, network: Assessment) -> str:
     return with_interval(sum(robust), len(robust))
 
 
-def _verdict(network: Assessment) -> str:
-    return NONE if network.diagnosis is None else network.diagnosis.verdict
+def _answers(network: Assessment) -> list[str]:
+    """Return what to think of the number and of the usual way, in a word each."""
+    return [NONE, NONE] if network.diagnosis is None else [network.diagnosis.number, network.diagnosis.verdict]
 
 
 def _gap(grid: GridResult, network: Assessment) -> float | None:
@@ -94,12 +96,12 @@ def table(grid: GridResult) -> Group:
         title=f"{grid.preset.title}: {grid.dataset} (test, n = {grid.n})",
         caption="worst case over all attacks and gradients, Wilson 95 % interval; gap = largest rule − exact",
     )
-    for name in ("#", "model", "clean %", f"worst case %, {grid.headline}", "gap", "verdict"):
-        ranking.add_column(name, justify="left" if name in {"model", "verdict"} else "right", no_wrap=True)
+    for name in ("#", "model", "clean %", f"worst case %, {grid.headline}", "gap", *ANSWERS):
+        ranking.add_column(name, justify="left" if name in {"model", *ANSWERS} else "right", no_wrap=True)
     for network in grid.networks:
         gap, clean = _gap(grid, network), percent(network.clean_accuracy)
         gap_text = NONE if gap is None else f"{100 * gap:+.1f}"
-        ranking.add_row(str(network.rank), network.model, clean, _worst(grid, network), gap_text, _verdict(network))
+        ranking.add_row(str(network.rank), network.model, clean, _worst(grid, network), gap_text, *_answers(network))
     blocks = [_block(grid, first) for first in range(0, len(_attacks(grid)), ATTACKS_BESIDE)]
     blocks[-1].caption = _legend(grid)
     return Group(ranking, *blocks)
@@ -191,7 +193,7 @@ def _csv(grid: GridResult) -> str:
                 "dataset": grid.dataset,
                 "n": grid.n,
                 "seed": result.spec.seed,
-                "verdict": _verdict(network),
+                **dict(zip(("number", "verdict"), _answers(network), strict=True)),
                 "clean_accuracy": network.clean_accuracy,
             }
             row |= _result_document(grid, measurement, result)
@@ -204,17 +206,19 @@ def _csv(grid: GridResult) -> str:
 
 def _markdown(grid: GridResult) -> str:
     heads = ["#", "model", "gradient", "clean %", *(" ".join(attack.head) for attack in _attacks(grid))]
-    heads += [f"worst case %, {grid.headline}", "verdict"]
-    rows = [heads, ["--:", "---", "---", *["--:"] * (len(heads) - 4), "---"]]
+    heads += [f"worst case %, {grid.headline}", *ANSWERS]
+    rows = [heads, ["--:", "---", "---", *["--:"] * (len(heads) - 5), "---", "---"]]
     for network in grid.networks:
         for i, (gradient, values) in enumerate(_lines(grid, network)):
             once = [str(network.rank), network.model] if i == 0 else ["", ""]
-            last = [_worst(grid, network), _verdict(network)] if i == 0 else ["", ""]
+            last = [_worst(grid, network), *_answers(network)] if i == 0 else ["", "", ""]
             rows.append([*once, gradient, percent(network.clean_accuracy), *values, *last])
     lines = [f"# {grid.preset.title}", "", f"{grid.dataset} (test, n = {grid.n}); robust accuracy in percent.", ""]
     lines += [markdown_row(value.replace("|", "/") for value in row) for row in rows]
     remarks = ["Worst case over all attacks and gradients, with Wilson 95 % interval.", *_legend(grid).splitlines()]
     diagnoses = {network.model: network.diagnosis for network in grid.networks if network.diagnosis}
-    remarks += [f"{model}: {one.verdict}: {one.reason}" for model, one in diagnoses.items() if one.verdict != "sound"]
+    for model, one in diagnoses.items():
+        said = ("number", one.number, one.number_reason), ("usual way", one.verdict, one.reason)
+        remarks += [f"{model}: {what} {word}: {reason}" for what, word, reason in said if word != "sound"]
     remarks += [f"skipped: {model}: {reason}" for model, reason in grid.skipped.items()]
     return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)]) + "\n"

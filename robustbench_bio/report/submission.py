@@ -15,6 +15,7 @@ def document(board: str, submitted: Sequence[Submitted]) -> dict[str, Any]:
             "model": one.entry.model,
             **one.entry.scores.model_dump(mode="json"),
             "verdict": one.entry.finding and one.entry.finding.verdict,
+            "number": one.entry.finding and one.entry.finding.number,
         }
         for one in submitted
     ]
@@ -27,7 +28,8 @@ def submission_lines(submitted: Sequence[Submitted]) -> Iterator[str]:
         scores, finding = one.entry.scores, one.entry.finding
         yield (
             f"{one.entry.model}: clean {percent(scores.clean_accuracy)} %, worst case {percent(scores.worst_case)} % "
-            f"{bounds(scores.ci95)}, {finding.verdict if finding else 'no verdict'}"
+            f"{bounds(scores.ci95)}, "
+            + (f"number {finding.number}, usual way {finding.verdict}" if finding else "no verdict")
         )
     yield f"commit: git add {' '.join(str(path) for one in submitted for path in one.paths)}"
 

@@ -13,6 +13,9 @@ from robustbench_bio.records.gradient import EXACT, RULE
 from robustbench_bio.records.result import Result
 from robustbench_bio.records.threat import Threat
 
+#: Heads of the columns that say whether a number may be believed and whether the usual way would have told it.
+ANSWERS = ("number", "usual way")
+
 #: What a missing number looks like.
 NONE = "–"
 
@@ -45,7 +48,7 @@ def markdown_row(values: Iterable[str]) -> str:
 
 
 def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) -> Table:
-    """Return one row per result, the two gradients of one attack beside each other, the gap, and the verdict."""
+    """Return one row per result, two gradients of one attack beside each other, the gap, and what to think of it."""
     first = results[0]
     legend = "robust accuracy with Wilson 95 % interval; gap = rule − exact; * = from the store"
     notes = dict.fromkeys(f"note: {text}" for result in results for text in result.provenance.notices)
@@ -54,7 +57,7 @@ def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) ->
     data = f"{first.spec.dataset} ({first.spec.split}, n = {first.n})"
     clean = f"clean accuracy {percent(first.clean_accuracy)} %"
     table = compact_table(
-        title=f"{named}{first.spec.model} on {data}, {clean}\n{verdict_line(diagnosis)}",
+        title=f"{named}{first.spec.model} on {data}, {clean}\n{answers(diagnosis)}",
         caption="\n".join([legend, *notes]),
     )
     # One attack runs on all backends; 80 columns are too few for both.
@@ -79,11 +82,15 @@ def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) ->
     return table
 
 
-def verdict_line(diagnosis: Diagnosis | None) -> str:
-    """Return the verdict and its reason in one line."""
+def answers(diagnosis: Diagnosis | None) -> str:
+    """Return what to think of the number, and of the usual way of measuring it, in a line each."""
     if diagnosis is None:
-        return "verdict: none, only linf and l2 are diagnosed"
-    return f"verdict: {diagnosis.verdict} ({diagnosis.reason})"
+        return "number and usual way: no verdict, only linf and l2 are diagnosed"
+    overstated = f", overstates by {100 * by:.1f} points" if (by := diagnosis.overstated_by) else ""
+    return (
+        f"number: {diagnosis.number} ({diagnosis.number_reason})\n"
+        f"usual way: {diagnosis.verdict}{overstated} ({diagnosis.reason})"
+    )
 
 
 def _attack_of(result: Result) -> tuple[str, str, Threat]:
@@ -117,17 +124,17 @@ def worst_case_document(threat: Threat, robust: Sequence[bool]) -> dict[str, Any
 
 
 def verdict_document(diagnosis: Diagnosis | None) -> dict[str, Any]:
-    """Return the verdict as JSON documents hold it."""
+    """Return both answers as JSON documents hold them."""
     if diagnosis is None:
-        return {"verdict": None, "diagnosis": None}
-    return {"verdict": diagnosis.verdict, "diagnosis": diagnosis.summary()}
+        return {"verdict": None, "number": None, "diagnosis": None}
+    return {"verdict": diagnosis.verdict, "number": diagnosis.number, "diagnosis": diagnosis.summary()}
 
 
 def diagnosis_table(model: str, diagnosis: Diagnosis) -> Table:
-    """Return the checks of a diagnosis, those that fired first, under the verdict."""
+    """Return the checks of a diagnosis, those that fired first, under what to think of number and usual way."""
     table = Table(
-        title=f"{model}: {diagnosis.verdict}",
-        caption=f"{diagnosis.reason}\n{diagnosis.n} examples, {diagnosis.seconds:.1f} s; ! = fired",
+        title=f"{model}\n{answers(diagnosis)}",
+        caption=f"{diagnosis.n} examples, {diagnosis.seconds:.1f} s; ! = fired",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("", no_wrap=True)

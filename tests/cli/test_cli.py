@@ -277,7 +277,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 
 def test_json_is_the_documented_document(call: Call, trained_card: Path) -> None:
     found = call("eval", "--model", trained_card, *FAST, "--eps", "2/255,8/255", "--json").document
-    assert list(found) == ["model", "dataset", "n", "clean_accuracy", "results", "worst_case", "verdict", "diagnosis"]
+    assert list(found) == [
+        "model",
+        "dataset",
+        "n",
+        "clean_accuracy",
+        "results",
+        "worst_case",
+        "verdict",
+        "number",
+        "diagnosis",
+    ]
     assert found["verdict"] == found["diagnosis"]["verdict"] == "inconclusive"
     assert found["diagnosis"]["n"] <= 16
     assert "too-few-examples" in found["diagnosis"]["flags"]
@@ -339,7 +349,7 @@ def test_a_network_is_probed_once_and_its_verdict_stands_over_the_table(
     call: Call, trained_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["eval", "--model", trained_card, *FAST, "--out", tmp_path / "results"]
-    assert "verdict: inconclusive (too-few-examples: " in " ".join(call(*arguments).out.split())
+    assert "usual way: inconclusive (too-few-examples: " in " ".join(call(*arguments).out.split())
 
     def again(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("diagnosed twice")

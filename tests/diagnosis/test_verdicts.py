@@ -15,8 +15,9 @@ from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.diagnosis.comparisons import compare, contradictions
 from robustbench_bio.diagnosis.diagnose import diagnose
 from robustbench_bio.evaluation.evaluate import evaluate
-from robustbench_bio.records.diagnosis import Check, Diagnosis, Implies, verdict_on
+from robustbench_bio.records.diagnosis import Check, Diagnosis, Implies, belief_on, verdict_on
 from robustbench_bio.records.result import Result
+from robustbench_bio.records.threat import Threat
 
 Data = tuple[Tensor, Tensor]
 
@@ -70,7 +71,7 @@ def test_a_comparison_fires_at_a_gap_that_is_notable_and_significant(
     assert ("too few examples to tell" in flag.detail) == (implies == "inconclusive")
 
 
-@pytest.mark.parametrize("implies", ["inconclusive", ""])
+@pytest.mark.parametrize("implies", ["inconclusive", "weak", ""])
 def test_only_a_comparison_that_could_say_masked_asks_for_more_examples(implies: Implies) -> None:
     assert not compared(50, 3, implies=implies).fired
     assert compared(50, 10, implies=implies).implies == implies
@@ -90,24 +91,55 @@ def flag(name: str, implies: Implies, *, fired: bool = True, **values: float) ->
 
 
 @pytest.mark.parametrize(
-    ("checks", "verdict", "reason"),
+    ("checks", "verdict", "number", "deciding"),
     [
-        ([], "sound", "no check fired"),
-        ([flag("a", "masked", fired=False), flag("b", "inconclusive", fired=False)], "sound", "no check fired"),
-        ([flag("remark", "")], "sound", "no check fired"),
-        ([flag("a", ""), flag("b", "inconclusive")], "inconclusive", "b: what b saw"),
-        ([flag("b", "inconclusive", gap=0.9), flag("a", "masked", gap=0.1)], "masked", "a: what a saw"),
-        ([flag("a", "masked", gap=0.1), flag("b", "masked", gap=0.3), flag("c", "masked")], "masked", "b: what b saw"),
-        ([flag("a", "masked"), flag("b", "masked", gap=0.9, fired=False)], "masked", "a: what a saw"),
+        ([], "sound", "sound", None),
+        ([flag("a", "masked", fired=False), flag("b", "inconclusive", fired=False)], "sound", "sound", None),
+        ([flag("remark", ""), flag("slow", "weak")], "sound", "sound", None),
+        ([flag("a", ""), flag("b", "inconclusive")], "inconclusive", "inconclusive", "b"),
+        ([flag("a", "masked", gap=0.1), flag("b", "masked", gap=0.3), flag("c", "masked")], "masked", "sound", "b"),
+        ([flag("a", "masked"), flag("b", "masked", gap=0.9, fired=False)], "masked", "sound", "a"),
+        ([flag("a", "hidden", gap=0.1), flag("b", "hidden", gap=0.9)], "masked", "doubtful", "b"),
     ],
 )
-def test_the_worst_that_any_check_says_is_the_verdict(checks: list[Check], verdict: str, reason: str) -> None:
-    assert verdict_on(checks) == (verdict, reason)
+def test_the_worst_that_any_check_says_is_the_answer(
+    checks: list[Check], verdict: str, number: str, deciding: str | None
+) -> None:
+    usual, belief = verdict_on(checks), belief_on(checks)
+    assert (usual.word, belief.word) == (verdict, number)
+    assert (usual.check and usual.check.name) == deciding
+    assert (belief.check and belief.check.name) == (None if number == "sound" else deciding)
+
+
+def test_a_number_is_sound_beside_a_rule_that_misleads_and_open_beside_a_check_that_cannot_tell() -> None:
+    checks = [flag("b", "inconclusive", gap=0.9), flag("a", "masked", gap=0.1)]
+    assert (verdict_on(checks).word, belief_on(checks).word) == ("masked", "inconclusive")
 
 
 def diagnosis(*checks: Check) -> Diagnosis:
-    verdict, reason = verdict_on(checks)
-    return Diagnosis(verdict=verdict, reason=reason, checks=list(checks), n=60, seconds=1.0)
+    return Diagnosis.of(checks, 60, 1.0)
+
+
+def test_where_pgd_is_weak_only_its_own_number_is_doubtful() -> None:
+    found = diagnosis(flag("other-losses-lower", "weak", gap=0.07))
+    assert (found.number, found.joined([]).number, found.joined([], strong=True).number) == ("sound",) * 3
+    alone = found.joined([], strong=False)
+    assert (alone.number, alone.verdict) == ("doubtful", "sound")
+    assert alone.number_reason == "other-losses-lower: what other-losses-lower saw"
+
+
+def test_reasons_name_the_radius_and_the_images_they_rest_on() -> None:
+    threat = Threat("linf", 32 / 255)
+    where = Check(name="a", fired=True, implies="masked", detail="saw", values={"gap": 0.1}, threat=threat, n=500)
+    found = Diagnosis.of([where], 64, 1.0, Threat("linf", 8 / 255))
+    assert found.reason == "a at linf 32/255 on 500 images: saw"
+    assert found.number_reason == "no check fired at linf 8/255 on 64 images"
+    assert found.overstated_by == 0.1
+    # A larger sample of the same thing takes the place of a smaller, whatever both say; another radius does not.
+    small = where.model_copy(update={"n": 64, "values": {"gap": 0.3}})
+    assert Diagnosis.of([small], 64, 1.0).joined([where]).checks == [where]
+    elsewhere = where.model_copy(update={"threat": Threat("linf", 8 / 255)})
+    assert len(Diagnosis.of([small], 64, 1.0).joined([elsewhere]).checks) == 2
 
 
 def test_newer_checks_replace_those_of_their_name() -> None:
@@ -132,11 +164,15 @@ def test_masking_that_was_found_is_not_taken_back_by_a_newer_check() -> None:
 
 def test_a_diagnosis_is_written_down_whole() -> None:
     found = diagnosis(flag("a", "masked", gap=0.25), flag("b", "", fired=False))
-    expected = {"verdict": "masked", "reason": "a: what a saw", "flags": ["a"], "n": 60}
+    expected = {
+        "verdict": "masked", "reason": "a: what a saw", "overstated_by": 0.25,
+        "number": "sound", "number_reason": "no check fired", "flags": ["a"], "n": 60, "threat": None,
+    }  # fmt: skip
     assert found.summary() == expected
+    rest: dict[str, Any] = {"threat": None, "n": 0}
     checks = [
-        {"name": "a", "fired": True, "implies": "masked", "detail": "what a saw", "values": {"gap": 0.25}},
-        {"name": "b", "fired": False, "implies": "", "detail": "what b saw", "values": {}},
+        {"name": "a", "fired": True, "implies": "masked", "detail": "what a saw", "values": {"gap": 0.25}} | rest,
+        {"name": "b", "fired": False, "implies": "", "detail": "what b saw", "values": {}} | rest,
     ]
     assert found.document() == expected | {"seconds": 1.0, "checks": checks}
     assert Diagnosis.model_validate_json(found.model_dump_json()) == found
@@ -312,9 +348,10 @@ def check(found: Diagnosis, name: str) -> Check:
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("linf", 0.1), ("l2", 0.3)])
 def test_honest_networks_trigger_no_check(norm: str, eps: float, hidden: bool, global_rng_untouched: None) -> None:
     found = diagnosed(Plain(hidden), norm=norm, eps=eps, source=Plain(hidden, seed=1).eval())
-    assert (found.verdict, found.flags, found.reason) == ("sound", (), "no check fired")
+    assert (found.verdict, found.number, found.flags) == ("sound", "sound", ())
+    assert found.reason == f"no check fired at {Threat(norm, eps)} on 60 images"
     assert found.n == 60
-    assert check(found, "transfer-beats-white-box").implies == "masked"
+    assert check(found, "transfer-beats-white-box").implies == "hidden"
 
 
 def test_an_honest_normed_network_triggers_no_check() -> None:
@@ -336,10 +373,10 @@ def test_few_examples_leave_it_open(n: int, verdict: str) -> None:
 
 def test_rounded_inputs_are_seen_through_by_a_surrogate() -> None:
     found = diagnosed(Rounded(), eps=0.2)
-    assert found.verdict == "masked"
+    assert (found.verdict, found.number) == ("masked", "doubtful")
     assert {"zero-gradient", "surrogate-beats-exact", "square-beats-white-box"} <= set(found.flags)
     beaten = check(found, "surrogate-beats-exact")
-    assert beaten.implies == "masked"
+    assert beaten.implies == "hidden"
     assert beaten.values["gap"] > 0.3
     # The gap is what two evaluations of the same attack measure.
     x, y = answered(Rounded())
@@ -382,7 +419,7 @@ def test_where_there_is_no_exact_gradient_the_networks_own_is_weak_and_not_false
 def test_the_examples_of_another_network_unmask_one_whose_gradient_is_useless() -> None:
     found = diagnosed(Rounded(), eps=0.2, source=Plain().eval())
     moved = check(found, "transfer-beats-white-box")
-    assert (moved.fired, moved.implies) == (True, "masked")
+    assert (moved.fired, moved.implies) == (True, "hidden")
     assert moved.values["gap"] > 0.3
     # Another network's examples that fool nobody prove nothing.
     stranger = diagnosed(Rounded(), eps=0.2, source=Plain(seed=5).eval())

@@ -959,7 +959,7 @@ def odd_board() -> tuple[Board, list[Any]]:
 def test_latex_is_escaped() -> None:
     text = show.latex(*odd_board())
     (line,) = [line for line in text.splitlines() if "odd" in line]
-    assert line.count(" & ") == 7
+    assert line.count(" & ") == 8
     assert r"100 \% \& more\_\{of\} \$x\textasciicircum{}2\$ \# \textbackslash{}alpha \textasciitilde{}" in line
     assert line.endswith(r"\\")
     assert text.startswith(r"\begin{tabular}")

@@ -51,6 +51,11 @@ class Place(NamedTuple):
         """The verdict, or that there is none."""
         return self.entry.finding.verdict if self.entry.finding else UNDIAGNOSED
 
+    @property
+    def number(self) -> str:
+        """Whether the number may be believed, or that nobody looked."""
+        return self.entry.finding.number if self.entry.finding else UNDIAGNOSED
+
 
 def board_threat(board: Board) -> str:
     """Return a board's threat model as text."""
