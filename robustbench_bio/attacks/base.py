@@ -16,7 +16,7 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.parameters import checked
 from robustbench_bio.core.registry import Registry
 from robustbench_bio.core.rng import ExampleRng
-from robustbench_bio.records.threat import Norm, Threat
+from robustbench_bio.records.threat import NORMS, Norm, Threat
 
 
 class Proposal(NamedTuple):
@@ -67,6 +67,11 @@ class Attack(ABC):
         """Return the attack with the networks that it names; `load` takes (id or path of a card, data set)."""
         del load
         return self
+
+    @classmethod
+    def natural_norm(cls) -> Norm:
+        """Return the norm that the attack is run in where nobody names one: linf if it serves that."""
+        return next(norm for norm in NORMS if norm in cls.norms)
 
     @property
     def params(self) -> dict[str, Any]:

@@ -12,7 +12,9 @@ def diagnose(
     model: Annotated[str, typer.Option(help="Id of the zoo, or path of a card that ends in .toml.")],
     dataset: DatasetName = "digits",
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
-    eps: Annotated[str, typer.Option(help="Radius in input units, such as 8/255.")] = "8/255",
+    eps: Annotated[
+        str | None, typer.Option(help="Radius in input units, such as 8/255 [default: linf 8/255, l2 0.5].")
+    ] = None,
     gradient: Annotated[
         str | None, typer.Option(help="Of the white-box attacks [default: exact; with thresholds surrogate:arctan].")
     ] = None,

@@ -5,15 +5,25 @@ from typing import Annotated
 import typer
 
 from robustbench_bio.cli import terminal
-from robustbench_bio.cli.options import AsJson, DataFile, DataRoot, DatasetName, Device, OutDir, attack_params
+from robustbench_bio.cli.options import (
+    AsJson,
+    AttackNorm,
+    DataFile,
+    DataRoot,
+    DatasetName,
+    Device,
+    OutDir,
+    Radii,
+    attack_params,
+)
 
 
 def evaluate(
     model: Annotated[str, typer.Option(help="Id of the zoo, or path of a card that ends in .toml.")],
     attack: Annotated[str, typer.Option(help="Name of an attack; see `biorobust list attacks`.")] = "pgd",
     dataset: DatasetName = "digits",
-    norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.")] = "linf",
-    eps: Annotated[str, typer.Option(help="Radius in input units, several with commas: 4/255,8/255.")] = "8/255",
+    norm: AttackNorm = None,
+    eps: Radii = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the attack.")] = None,
     param: Annotated[
         list[str] | None, typer.Option("--set", help="Attack parameter as name=value; repeatable.")
@@ -39,6 +49,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Attack a network and print how much of its accuracy is left."""
+    from robustbench_bio.attacks import ATTACKS
     from robustbench_bio.core.files import default_home
     from robustbench_bio.diagnosis.assess import assess
     from robustbench_bio.evaluation.planning import AskedAttack, eval_plan, read_settings
@@ -47,7 +58,7 @@ def evaluate(
     from robustbench_bio.report import tables as report
     from robustbench_bio.zoo.loading import DataSource
 
-    threats = Threat.several(norm, eps)
+    threats = Threat.several(ATTACKS.get(attack).natural_norm() if norm is None else norm, eps)
     settings = read_settings(seed=seed, batch_size=batch_size, precision=precision, device=device)
     store = Store(out_dir or default_home() / "results")
     with terminal.progress_shown("attacking") as progress:

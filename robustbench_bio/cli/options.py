@@ -10,6 +10,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 DatasetName = Annotated[str, typer.Option("--dataset", help="Name of a data set, or path of an .npz.")]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of data sets [default: $BIOROBUST_DATA].")]
 DataFile = Annotated[Path | None, typer.Option(help="An .npz (MedMNIST keys) that stands in for the data set.")]
+AttackNorm = Annotated[
+    str | None, typer.Option(help="linf, l2, l1 or l0 [default: what is natural to the attack, mostly linf].")
+]
+Radii = Annotated[
+    str | None,
+    typer.Option(
+        help="In input units, several with commas: 4/255,8/255 "
+        "[default: what is natural to the norm: linf 8/255, l2 0.5, l1 12, l0 1 pixel]."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 OutDir = Annotated[Path | None, typer.Option("--out", help="Folder of results [default: $BIOROBUST_HOME/results].")]
 Boards = Annotated[

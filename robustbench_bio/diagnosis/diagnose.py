@@ -26,7 +26,7 @@ def diagnose(
     data: tuple[Tensor, Tensor],
     *,
     norm: Norm = "linf",
-    eps: float | str = 8 / 255,
+    eps: float | str | None = None,
     gradient: str | Gradient = "exact",
     source: nn.Module | None = None,
     n_examples: int = 200,
@@ -46,7 +46,7 @@ def diagnose(
         model: any module in eval mode, x [n, C, H, W] in [0, 1] → logits [n, K].
         data: (x float32 [N, C, H, W] in [0, 1], y int64 [N]).
         norm: "linf" or "l2".
-        eps: radius in input units.
+        eps: radius in input units, by default 8/255 for linf and 0.5 for l2.
         gradient: of the white-box attacks: "exact", "eot:K" for a random network, or "surrogate:NAME" for one with
             thresholds, whose own backward pass is then another stand-in: weak perhaps, but not false.
         source: another network for the same data, whose adversarial examples are tried on this one.
@@ -67,6 +67,7 @@ def diagnose(
         raise UserError(f"expected gradient exact, eot:K or surrogate:NAME to hold others against, got {str(kind)!r}")
     x, y = data
     check_data(x, y)
+    threat.check_room(x.shape[1:])
     if any(module.training for module in model.modules()):
         raise UserError("expected the model in eval mode, got one in train mode: call model.eval()")
     draws = DRAWS if kind.draws and is_random(model, x[:8]) else 1

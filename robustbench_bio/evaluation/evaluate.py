@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustbench_bio.attacks import ATTACKS
 from robustbench_bio.attacks.external import NATIVE
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.evaluation.measure import measure
@@ -23,8 +24,8 @@ def evaluate(
     data: tuple[Tensor, Tensor],
     *,
     attack: str = "pgd",
-    norm: Norm = "linf",
-    eps: float | str = 8 / 255,
+    norm: Norm | None = None,
+    eps: float | str | None = None,
     gradient: str | Gradient = "exact",
     backend: str = NATIVE,
     seed: int = 0,
@@ -43,8 +44,9 @@ def evaluate(
         model: any module in eval mode, x [n, C, H, W] in [0, 1] → logits [n, K], normalisation inside.
         data: (x float32 [N, C, H, W] in [0, 1], y [N] of any integer type).
         attack: name of an attack.
-        norm: "linf", "l2", "l1" or "l0", as the attack serves.
-        eps: radius in input units (pixels for l0), a number or a text such as "8/255".
+        norm: "linf", "l2", "l1" or "l0", as the attack serves; by default linf, or what else is natural to the attack.
+        eps: radius in input units (pixels for l0), a number or a text such as "8/255"; by default what is natural to
+            the norm: 8/255 for linf, 0.5 for l2, 12 for l1, one pixel for l0.
         gradient: "exact" differentiates the forward pass; "rule" asks the network's learning rules;
             "surrogate:NAME" puts a smooth stand-in under thresholds; "eot:K" averages K draws, and a network that is
             random is then attacked and judged by its mean prediction over 20 draws. Also "rule+eot:K".
@@ -67,7 +69,8 @@ def evaluate(
         UserError: network, data or parameters cannot be used as they are.
         AttackViolation: the attack left the threat model or changed the network.
     """
-    measurement = Measurement(attack, Threat.checked(norm, eps), Gradient.read(gradient), params, backend)
+    threat = Threat.checked(ATTACKS.get(attack).natural_norm() if norm is None else norm, eps)
+    measurement = Measurement(attack, threat, Gradient.read(gradient), params, backend)
     examples = Slice.given(data, ids, *names[1:])
     settings = Settings(seed, batch_size, precision, _device_of(model) if device is None else device)
     subject = Subject(names[0], model.to(settings.device))

@@ -205,6 +205,10 @@ class Plan:
     settings: Settings = Settings()
     as_asked: bool = False
 
+    def __post_init__(self) -> None:
+        for measurement in self.measurements:
+            measurement.threat.check_room(self.examples.x.shape[1:])
+
     def applies(self, measurement: Measurement, subject: Subject) -> bool:
         """Tell whether a measurement can be made on a network.
 
@@ -271,6 +275,7 @@ def prepare(subject: Subject, measurement: Measurement, examples: Slice, setting
     Raises:
         UserError: an attack, parameter or data that does not fit.
     """
+    measurement.threat.check_room(examples.x.shape[1:])
     attack = measurement.built(settings.precision)
     x = examples.x[:8].to(settings.device)
     draws = DRAWS if measurement.gradient.draws and is_random(subject.net, x) else 1

@@ -4,6 +4,7 @@ Reading and writing a threat model loads no torch; its geometry does.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
+
+#: Radius of each norm where nobody names one: for linf and l2 that of RobustBench's CIFAR-10 boards (Croce et al. 2021,
+#: arXiv:2010.09670), for l1 of Croce & Hein 2021 (arXiv:2103.01208), for l0 of Su et al. 2019 (arXiv:1710.08864).
+NATURAL_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 1.0}
 
 #: Relative slack of the judge for rounding in float32: x + delta is rounded to the grid of x, not of delta.
 TOLERANCE = 1e-6
@@ -113,23 +118,37 @@ class Threat:
             raise UserError(f"expected eps >= 0, got {self.eps}")
 
     @classmethod
-    def checked(cls, norm: str, eps: float | str) -> Self:
+    def checked(cls, norm: str, eps: float | str | None = None) -> Self:
         """Return a threat model with a sensible radius, which may be written as text, such as "8/255".
+
+        None stands for the radius that is natural to the norm, see `NATURAL_EPS`.
 
         Raises:
             UserError: an unknown norm, no number, or a radius that makes no sense for the norm.
         """
         if norm not in NORMS:
             raise UserError(unknown("norm", norm, list(NORMS)))
+        if eps is None:
+            eps = NATURAL_EPS[norm]
         return cls(norm, check_eps(parse_eps(eps) if isinstance(eps, str) else eps, norm))
 
     @classmethod
-    def several(cls, norm: str, radii: str) -> list[Self]:
-        """Return a threat model for each of several radii, separated by commas; raises `UserError` as `checked`."""
-        threats = [cls.checked(norm, radius) for radius in radii.split(",")]
+    def several(cls, norm: str, radii: str | None) -> list[Self]:
+        """Return a threat model for each of several radii, separated by commas; None and errors as for `checked`."""
+        threats = [cls.checked(norm, radius) for radius in ([None] if radii is None else radii.split(","))]
         if len(set(threats)) < len(threats):
             raise UserError(f"expected each radius once, got {radii}: leave one out")
         return threats
+
+    def check_room(self, shape: Sequence[int]) -> None:
+        """Raise `UserError` if no two inputs of this shape [C, H, W] lie as far apart as eps."""
+        width, values = self.bounds[1] - self.bounds[0], math.prod(shape)
+        diameter = {"linf": width, "l2": width * values**0.5, "l1": width * values, "l0": values / shape[0]}[self.norm]
+        if self.eps > diameter:
+            raise UserError(
+                f"expected eps <= {diameter:g} in {self.norm} for inputs {tuple(shape)}, no two of which lie further "
+                f"apart, got {self.eps:g}: eps is in {'pixels' if self.norm == 'l0' else 'input units'}"
+            )
 
     def __str__(self) -> str:
         return f"{self.norm} {format_eps(self.eps, self.norm)}"

@@ -135,6 +135,7 @@ def shell(*arguments: str | Path, timeout: int = 120, **environment: str) -> sub
         (["--stepz", "2"], "No such option: --stepz"),
         (["--eps", "8"], "expected eps in (0, 1], got 8: eps is in input units, did you mean 8/255?"),
         (["--eps", "8/255,16"], "expected eps in (0, 1], got 16: eps is in input units, did you mean 16/255?"),
+        (["--norm", "l2", "--eps", "0.5,128"], "expected eps <= 8 in l2 for inputs (1, 8, 8), no two of which lie"),
         (["--eps", "0"], "expected eps > 0, got 0"),
         (["--eps=-0.1"], "expected eps > 0, got -0.1"),
         (["--eps", "nan"], "expected eps as a number or a fraction such as 8/255, got 'nan'"),
@@ -361,8 +362,9 @@ def test_a_network_is_probed_once_and_its_verdict_stands_over_the_table(
 
 
 def test_there_is_no_verdict_for_pixels(call: Call, trained_card: Path) -> None:
-    arguments = ["eval", "--model", trained_card, "--n-examples", "8", "--attack", "one-pixel", "--norm", "l0"]
-    found = call(*arguments, "--eps", "1", "--set", "generations=1", "--json").document
+    arguments = ["eval", "--model", trained_card, "--n-examples", "8", "--attack", "one-pixel"]
+    found = call(*arguments, "--set", "generations=1", "--json").document
+    assert [(row["norm"], row["eps"]) for row in found["results"]][-1] == ("l0", 1)
     assert found["verdict"] is None
     assert found["diagnosis"] is None
 

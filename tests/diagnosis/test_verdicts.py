@@ -456,6 +456,8 @@ def test_a_random_network_without_expectation_is_inconclusive() -> None:
 def test_a_diagnosis_refuses_what_it_cannot_hold_others_against() -> None:
     with pytest.raises(UserError, match="expected gradient exact, eot:K or surrogate:NAME to hold others against"):
         diagnosed(Plain(), gradient="rule")
+    with pytest.raises(UserError, match=r"in l2 for inputs .*, no two of which lie further apart, got 128"):
+        diagnosed(Plain(), norm="l2", eps=128)
     with pytest.raises(UserError, match="expected norm linf or l2 for a diagnosis, got 'l0'"):
         diagnosed(Plain(), norm="l0", eps=1)
     x, y = answered(Plain())

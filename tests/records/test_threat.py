@@ -318,6 +318,14 @@ def test_what_is_no_threat_model_is_refused(document: object, message: str) -> N
         Threat.read(document)
 
 
+@pytest.mark.parametrize(("norm", "farthest"), [("linf", 1), ("l2", 48**0.5), ("l1", 48), ("l0", 16)])
+def test_a_radius_beyond_the_farthest_input_is_questioned(norm: Norm, farthest: float) -> None:
+    assert Threat(norm, 99).size(torch.ones(1, 3, 4, 4)).item() == pytest.approx(farthest)
+    Threat(norm, farthest).check_room((3, 4, 4))
+    with pytest.raises(UserError, match=rf"expected eps <= {farthest:g} in {norm} for inputs \(3, 4, 4\), no two"):
+        Threat(norm, farthest + 1).check_room((3, 4, 4))
+
+
 def test_several_radii_share_a_norm() -> None:
     assert Threat.several("linf", "4/255,8/255") == [Threat("linf", 4 / 255), Threat("linf", 8 / 255)]
     with pytest.raises(UserError, match="expected eps > 0, got 0"):
