@@ -10,7 +10,8 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.numerics import full_float32
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.diagnosis.checks import Checks
-from robustbench_bio.evaluation.judge import check_data, checked_logits
+from robustbench_bio.evaluation.given import Data, examples_of
+from robustbench_bio.evaluation.judge import checked_logits
 from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.gradient import Gradient
 from robustbench_bio.records.threat import Norm, Threat
@@ -23,7 +24,7 @@ class NothingToAttackError(UserError):
 @full_float32()
 def diagnose(
     model: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: Data,
     *,
     norm: Norm = "linf",
     eps: float | str | None = None,
@@ -44,7 +45,7 @@ def diagnose(
 
     Args:
         model: any module in eval mode, x [n, C, H, W] in [0, 1] → logits [n, K].
-        data: (x float32 [N, C, H, W] in [0, 1], y int64 [N]).
+        data: (x [N, C, H, W] in [0, 1], y [N]) or what else `evaluate` takes.
         norm: "linf" or "l2".
         eps: radius in input units, by default 8/255 for linf and 0.5 for l2.
         gradient: of the white-box attacks: "exact", "eot:K" for a random network, or "surrogate:NAME" for one with
@@ -65,16 +66,15 @@ def diagnose(
     threat, kind = Threat.checked(norm, eps), Gradient.read(gradient)
     if kind.source == "rule":
         raise UserError(f"expected gradient exact, eot:K or surrogate:NAME to hold others against, got {str(kind)!r}")
-    x, y = data
-    check_data(x, y)
+    x, y = examples_of(data)
     threat.check_room(x.shape[1:])
     if any(module.training for module in model.modules()):
         raise UserError("expected the model in eval mode, got one in train mode: call model.eval()")
     draws = DRAWS if kind.draws and is_random(model, x[:8]) else 1
     judged = MeanPrediction(model, draws, seed, "judge") if draws > 1 else model
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # a random network draws from it
-        right, logits = _first_right(judged, x, y.long(), n_examples)
-        all_checks = Checks(model, judged, x[right], y[right].long(), logits, threat, kind, draws, steps, queries, seed)
+        right, logits = _first_right(judged, x, y, n_examples)
+        all_checks = Checks(model, judged, x[right], y[right], logits, threat, kind, draws, steps, queries, seed)
         checks = all_checks.all(source, progress)
     return Diagnosis.of(checks, len(right), time.perf_counter() - started, threat)
 

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustbench_bio.attacks import ATTACKS
 from robustbench_bio.attacks.external import NATIVE
 from robustbench_bio.core.progress import Progress, silent
+from robustbench_bio.evaluation.given import Data
 from robustbench_bio.evaluation.measure import measure
 from robustbench_bio.evaluation.plan import Measurement, Settings, Slice, Subject, prepare
 from robustbench_bio.evaluation.store import Store
@@ -21,7 +22,7 @@ from robustbench_bio.records.threat import Norm, Threat
 
 def evaluate(
     model: nn.Module,
-    data: tuple[Tensor, Tensor],
+    data: Data,
     *,
     attack: str = "pgd",
     norm: Norm | None = None,
@@ -42,7 +43,8 @@ def evaluate(
 
     Args:
         model: any module in eval mode, x [n, C, H, W] in [0, 1] → logits [n, K], normalisation inside.
-        data: (x float32 [N, C, H, W] in [0, 1], y [N] of any integer type).
+        data: (x [N, C, H, W] in [0, 1], or uint8 in 0…255, y [N] of any integer type) as tensors or arrays, or a
+            `DataLoader` or `Dataset` of them, see `examples_of`.
         attack: name of an attack.
         norm: "linf", "l2", "l1" or "l0", as the attack serves; by default linf, or what else is natural to the attack.
         eps: radius in input units (pixels for l0), a number or a text such as "8/255"; by default what is natural to

@@ -31,23 +31,6 @@ def data_hash(x: Tensor, y: Tensor, ids: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
-def check_data(x: Tensor, y: Tensor) -> None:
-    """Raise `UserError` unless x is float32 [N, C, H, W] within [0, 1] and y is an integer label for each row."""
-    if x.ndim != 4 or x.dtype != torch.float32:
-        raise UserError(f"expected x as float32 [N, C, H, W], got {x.dtype} {tuple(x.shape)}")
-    if len(x) == 0:
-        raise UserError("expected at least one example, got an empty slice")
-    if y.shape != (len(x),) or y.is_floating_point() or y.dtype == torch.bool:
-        raise UserError(f"expected y as integers [{len(x)}], got {y.dtype} {tuple(y.shape)}")
-    if not torch.isfinite(x).all():
-        raise UserError("expected finite inputs, got NaN or infinity in x")
-    low, high = x.min().item(), x.max().item()
-    if low < 0 or high > 1:
-        raise UserError(
-            f"expected inputs in [0, 1], got [{low:.3g}, {high:.3g}]: put the normalisation inside the model"
-        )
-
-
 def checked_logits(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return the model's float32 logits [n, K] at x, or raise `UserError` if they cannot be judged."""
     with torch.no_grad():

@@ -16,7 +16,8 @@ from robustbench_bio.attacks.external import NATIVE, peer
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets import tensors
 from robustbench_bio.evaluation.fingerprint import fingerprint
-from robustbench_bio.evaluation.judge import check_data, data_hash
+from robustbench_bio.evaluation.given import Data, examples_of
+from robustbench_bio.evaluation.judge import data_hash
 from robustbench_bio.records.base import Precision, Scalar
 from robustbench_bio.records.gradient import EXACT, Gradient
 from robustbench_bio.records.result import EvalSpec
@@ -52,17 +53,16 @@ class Slice:
         return cls(*tensors(examples), tuple(examples.ids.tolist()), Path(source.dataset).stem)
 
     @classmethod
-    def given(cls, data: tuple[Tensor, Tensor], ids: Sequence[int] | None, dataset: str, split: str) -> Self:
-        """Return a slice of a caller's own tensors; raises `UserError` where they cannot be attacked."""
-        x, y = data
-        check_data(x, y)
+    def given(cls, data: Data, ids: Sequence[int] | None, dataset: str, split: str) -> Self:
+        """Return a slice of a caller's own examples; raises `UserError` where they cannot be attacked."""
+        x, y = examples_of(data)
         rows = tuple(range(len(y))) if ids is None else tuple(int(i) for i in ids)
         if len(rows) != len(y) or len(set(rows)) != len(y):
             raise UserError(
                 f"expected one distinct id for each of {len(y)} examples, got {len(rows)} ids, "
                 f"{len(set(rows))} distinct"
             )
-        return cls(x.detach(), y.long(), rows, dataset, split)
+        return cls(x, y, rows, dataset, split)
 
     def __len__(self) -> int:
         return len(self.y)

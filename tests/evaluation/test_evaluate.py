@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import robustbench_bio as rb
 from robustbench_bio.attacks import ATTACKS, Attack, Proposal, WhiteBoxModel, make
@@ -279,6 +280,10 @@ def test_the_layout_of_inputs_does_not_matter(net: nn.Module, data: Data) -> Non
         (x, y.int()),
         (x, y.to(torch.uint8)),
         (x, torch.stack([y, y], 1)[:, 0]),
+        (x.numpy(), y.numpy()),
+        ((x * 255).byte(), y),
+        TensorDataset(x, y),
+        DataLoader(TensorDataset(x, y), batch_size=7),
     ]
     for given in layouts:
         result = evaluate(net, given, eps=0.1, steps=5)
@@ -360,9 +365,8 @@ def test_a_wrong_argument_is_the_users_mistake(
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda x, y: (x.double(), y), "expected x as float32"),
-        (lambda x, y: ((x * 255).byte(), y), "expected x as float32"),
-        (lambda x, y: (x * 255, y), "put the normalisation inside the model"),
+        (lambda x, _: x, "expected data as (x, y), a DataLoader or a Dataset, got Tensor: pass data=(x, y)"),
+        (lambda x, y: (x * 255, y), "expected inputs in [0, 1], got [0, 255]: divide by 255"),
         (lambda x, y: (x * math.nan, y), "expected finite inputs"),
         (lambda x, y: (x[:0], y[:0]), "got an empty slice"),
         (lambda x, y: (x, y + 5), "expected labels in 0…9 for 10 logits"),

@@ -14,7 +14,7 @@ from robustbench_bio.attacks import Attack, Proposal, WhiteBoxModel, make
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.evaluation.fingerprint import state_sha256
-from robustbench_bio.evaluation.judge import AttackViolation, check_data, checked_logits, gate, judge
+from robustbench_bio.evaluation.judge import AttackViolation, checked_logits, gate, judge
 from robustbench_bio.records.threat import NORMS, Norm, Threat
 
 SHAPE = (3, 4, 4)
@@ -59,42 +59,6 @@ def y(net: nn.Module, x: Tensor) -> Tensor:
 
 def through_gate(net: nn.Module, x: Tensor, y: Tensor, attack: Attack | None = None, threat: Threat = LINF) -> None:
     gate(net, attack or make("pgd", "linf", {"steps": 2}), WhiteBoxModel(net), x, y, threat)
-
-
-# --- data ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda x, y: (x * 255, y), r"expected inputs in \[0, 1\], got \[.*25\d\]: put the normalisation inside"),
-        (lambda x, y: (x - 0.5, y), r"expected inputs in \[0, 1\], got \[-0\.\d+, "),
-        (lambda x, y: (x * 0 + 1 + 1e-6, y), r"expected inputs in \[0, 1\]"),
-        (lambda x, y: (torch.where(x > 0.9, math.nan, x), y), "expected finite inputs"),
-        (lambda x, y: (torch.where(x > 0.9, math.inf, x), y), "expected finite inputs"),
-        (lambda x, y: ((x * 255).to(torch.uint8), y), r"expected x as float32 .*got torch.uint8"),
-        (lambda x, y: (x.long(), y), r"expected x as float32 .*got torch.int64"),
-        (lambda x, y: (x.double(), y), r"expected x as float32 .*got torch.float64"),
-        (lambda x, y: (x.half(), y), r"expected x as float32 .*got torch.float16"),
-        (lambda x, y: (x[0], y), r"expected x as float32 \[N, C, H, W\], got torch.float32 \(3, 4, 4\)"),
-        (lambda x, y: (x[:0], y[:0]), "expected at least one example, got an empty slice"),
-        (lambda x, y: (x, y[:-1]), r"expected y as integers \[12\], got torch.int64 \(11,\)"),
-        (lambda x, y: (x, y.view(-1, 1)), r"expected y as integers \[12\]"),
-        (lambda x, y: (x, F.one_hot(y, 5)), r"expected y as integers \[12\]"),
-        (lambda x, y: (x, y.float()), r"expected y as integers \[12\], got torch.float32"),
-        (lambda x, y: (x, y > 2), r"expected y as integers \[12\], got torch.bool"),
-    ],
-)
-def test_unusable_data_is_refused(spoil: Any, message: str, x: Tensor, y: Tensor) -> None:
-    with pytest.raises(UserError, match=message):
-        check_data(*spoil(x, y))
-
-
-def test_usable_data_passes(x: Tensor, y: Tensor) -> None:
-    for images in (x, x.round(), x * 0, x[:, :1], x.contiguous(memory_format=torch.channels_last), x.flip(3)):
-        for labels in (y, y.int(), y.to(torch.uint8)):
-            check_data(images, labels)
-    check_data(x[:1], y[:1])
 
 
 # --- gate ---------------------------------------------------------------------------------------------------------
