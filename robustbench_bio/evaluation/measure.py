@@ -18,7 +18,6 @@ from robustbench_bio.core.numerics import full_float32
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.evaluation import migration
-from robustbench_bio.evaluation.fingerprint import state_sha256
 from robustbench_bio.evaluation.judge import AttackViolation, checked_logits, gate, judge
 from robustbench_bio.evaluation.plan import PreparedMeasurement, Slice
 from robustbench_bio.evaluation.store import Store
@@ -105,8 +104,8 @@ class _AttackedNetwork:
         spec, net, examples = prepared.spec, prepared.subject.net, prepared.examples
         white_box = WhiteBoxModel(net, spec.gradient, spec.precision, draws=spec.draws, seed=spec.seed)
         judged = MeanPrediction(net, spec.draws, spec.seed, "judge") if spec.draws > 1 else net
-        state = state_sha256(net)
         few = examples.rows(range(min(8, len(examples)))).to(prepared.settings.device)
+        state = prepared.subject.state(few.x)
         gate(judged, prepared.attack, white_box, few.x, examples.y, spec.threat)
         white_box.notices.extend(_remarks(spec.gradient, spec.draws))
         return cls(prepared, white_box, judged, state)
@@ -131,7 +130,7 @@ class _AttackedNetwork:
             size[right.cpu()] = sizes.float().cpu()
             queries[right], steps[right] = proposal.queries, proposal.steps
         # Before anybody keeps the batch: a later run would take it for a sound part of this measurement.
-        if state_sha256(self.prepared.subject.net) != self.state:
+        if self.prepared.subject.state(x) != self.state:
             raise AttackViolation(f"parameters or buffers of the network changed under {self.prepared.attack_name}")
         return Outcomes(
             id=list(batch.ids),

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.evaluation.fingerprint import state_digest
+from robustbench_bio.evaluation.fingerprint import is_described, state_digest
 from robustbench_bio.evaluation.store import Store, file_name, sealed_record
 from robustbench_bio.records.result import EvalSpec, Result
 
@@ -47,10 +47,11 @@ def first_spec(spec: EvalSpec, weights_sha256: str) -> dict[str, Any]:
 def recall(store: Store, spec: EvalSpec, model: nn.Module) -> Result | None:
     """Return a result that the store holds under the first schema, and keep it under today's; None if it has none.
 
-    Where outcomes depend on the batch size, which the first schema did not record, nothing is taken over.
+    Where outcomes depend on the batch size, which the first schema did not record, nothing is taken over, nor of a
+    network without a card, whose first fingerprint says too little of its code.
     """
     folder = store.path(spec).parent
-    if spec.batch_size is not None or not folder.is_dir():
+    if spec.batch_size is not None or not is_described(model) or not folder.is_dir():
         return None
     document = first_spec(spec, first_fingerprint(model))
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -15,7 +15,7 @@ from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped
 from robustbench_bio.attacks.external import NATIVE, peer
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.datasets import tensors
-from robustbench_bio.evaluation.fingerprint import fingerprint
+from robustbench_bio.evaluation.fingerprint import fingerprint, fleeting, state_sha256
 from robustbench_bio.evaluation.given import Data, examples_of
 from robustbench_bio.evaluation.judge import data_hash
 from robustbench_bio.records.base import Precision, Scalar
@@ -94,6 +94,7 @@ class Subject:
     label: str
     net: nn.Module
     _fingerprints: dict[tuple[int, ...], str] = field(default_factory=dict, repr=False)
+    _fleeting: frozenset[str] | None = field(default=None, repr=False)
     _stepped: bool | None = field(default=None, repr=False)
 
     @property
@@ -109,6 +110,12 @@ class Subject:
         if self._stepped is None:
             self._stepped = stepped(self.net, x[:2])
         return self._stepped
+
+    def state(self, x: Tensor) -> str:
+        """Return a hash of what an attack may not change; x [n, C, H, W] tells what a forward pass changes anyway."""
+        if self._fleeting is None:
+            self._fleeting = fleeting(self.net, x)
+        return state_sha256(self.net, self._fleeting)
 
     def fingerprint(self, x: Tensor) -> str:
         """Return the network's fingerprint, worked out once for each shape of inputs."""

@@ -64,6 +64,30 @@ class Net(nn.Module, ABC):
         self.normalise = Normalise(inputs)
         self.description = ""
 
+    @property
+    def description(self) -> str:
+        """Text that says all about the network but its parameters, "" for one that nobody has described."""
+        return self._description
+
+    @description.setter
+    def description(self, text: str) -> None:
+        self._description, self._described = text, self._parts()
+
+    def is_described(self) -> bool:
+        """Tell whether the description holds still: since it was given, nobody has exchanged or hooked a module."""
+        return bool(self._description) and self._described == self._parts()
+
+    def _parts(self) -> list[tuple[str, type[nn.Module], int]]:
+        """Return name and class of every module, and how much of its forward pass is not its class's."""
+        return [
+            (
+                name,
+                type(module),
+                len(module._forward_hooks) + len(module._forward_pre_hooks) + ("forward" in vars(module)),
+            )
+            for name, module in self.named_modules()
+        ]
+
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [N, K] for x [N, C, H, W] in [0, 1]."""
