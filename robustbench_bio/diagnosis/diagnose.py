@@ -11,7 +11,8 @@ from robustbench_bio.core.numerics import full_float32
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.diagnosis.checks import Checks
 from robustbench_bio.evaluation.given import Data, examples_of
-from robustbench_bio.evaluation.judge import checked_logits
+from robustbench_bio.evaluation.judge import PROBES, check_batches, checked_logits
+from robustbench_bio.evaluation.network import Network, device_of, network_of
 from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.gradient import Gradient
 from robustbench_bio.records.threat import Norm, Threat
@@ -23,13 +24,13 @@ class NothingToAttackError(UserError):
 
 @full_float32()
 def diagnose(
-    model: nn.Module,
+    model: Network,
     data: Data,
     *,
     norm: Norm = "linf",
     eps: float | str | None = None,
     gradient: str | Gradient = "exact",
-    source: nn.Module | None = None,
+    source: Network | None = None,
     n_examples: int = 200,
     steps: int = 20,
     queries: int = 300,
@@ -44,7 +45,7 @@ def diagnose(
     the gradient of the traced forward pass, which finite differences in float64 confirm.
 
     Args:
-        model: any module in eval mode, x [n, C, H, W] in [0, 1] → logits [n, K].
+        model: any module in eval mode or function of x, x [n, C, H, W] in [0, 1] → logits [n, K].
         data: (x [N, C, H, W] in [0, 1], y [N]) or what else `evaluate` takes.
         norm: "linf" or "l2".
         eps: radius in input units, by default 8/255 for linf and 0.5 for l2.
@@ -68,14 +69,18 @@ def diagnose(
         raise UserError(f"expected gradient exact, eot:K or surrogate:NAME to hold others against, got {str(kind)!r}")
     x, y = examples_of(data)
     threat.check_room(x.shape[1:])
-    if any(module.training for module in model.modules()):
-        raise UserError("expected the model in eval mode, got one in train mode: call model.eval()")
-    draws = DRAWS if kind.draws and is_random(model, x[:8]) else 1
-    judged = MeanPrediction(model, draws, seed, "judge") if draws > 1 else model
+    net = network_of(model, x)
+    x, y = x.to(device_of(net)), y.to(device_of(net))
+    other = None if source is None else network_of(source, x, device_of(net))
+    random = is_random(net, x[:PROBES])
+    if not random:
+        check_batches(net, x[:PROBES])
+    draws = DRAWS if kind.draws and random else 1
+    judged = MeanPrediction(net, draws, seed, "judge") if draws > 1 else net
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # a random network draws from it
         right, logits = _first_right(judged, x, y, n_examples)
-        all_checks = Checks(model, judged, x[right], y[right], logits, threat, kind, draws, steps, queries, seed)
-        checks = all_checks.all(source, progress)
+        all_checks = Checks(net, judged, x[right], y[right], logits, threat, kind, draws, steps, queries, seed)
+        checks = all_checks.all(other, progress)
     return Diagnosis.of(checks, len(right), time.perf_counter() - started, threat)
 
 

@@ -1,17 +1,16 @@
 """`evaluate`: one network, some examples, one attack."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from robustbench_bio.attacks import ATTACKS
 from robustbench_bio.attacks.external import NATIVE
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.evaluation.given import Data
 from robustbench_bio.evaluation.measure import measure
+from robustbench_bio.evaluation.network import Network, device_of, network_of
 from robustbench_bio.evaluation.plan import Measurement, Settings, Slice, Subject, prepare
 from robustbench_bio.evaluation.store import Store
 from robustbench_bio.records.base import Precision
@@ -21,7 +20,7 @@ from robustbench_bio.records.threat import Norm, Threat
 
 
 def evaluate(
-    model: nn.Module,
+    model: Network,
     data: Data,
     *,
     attack: str = "pgd",
@@ -42,7 +41,8 @@ def evaluate(
     """Measure how many examples a network still classifies correctly under an attack.
 
     Args:
-        model: any module in eval mode, x [n, C, H, W] in [0, 1] → logits [n, K], normalisation inside.
+        model: any module in eval mode or function of x, x float32 [n, C, H, W] in [0, 1] → logits [n, K],
+            normalisation inside.
         data: (x [N, C, H, W] in [0, 1], or uint8 in 0…255, y [N] of any integer type) as tensors or arrays, or a
             `DataLoader` or `Dataset` of them, see `examples_of`.
         attack: name of an attack.
@@ -74,12 +74,7 @@ def evaluate(
     threat = Threat.checked(ATTACKS.get(attack).natural_norm() if norm is None else norm, eps)
     measurement = Measurement(attack, threat, Gradient.read(gradient), params, backend)
     examples = Slice.given(data, ids, *names[1:])
-    settings = Settings(seed, batch_size, precision, _device_of(model) if device is None else device)
-    subject = Subject(names[0], model.to(settings.device))
+    net = network_of(model, examples.x, device)
+    settings = Settings(seed, batch_size, precision, device_of(net) if device is None else device)
+    subject = Subject(names[0], net)
     return measure(prepare(subject, measurement, examples, settings), store, progress)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    with contextlib.suppress(StopIteration):
-        return next(model.parameters()).device
-    return torch.device("cpu")

@@ -1,7 +1,8 @@
 """The gate before an attack and the judge after it: what makes a robustness number believable."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,21 +32,40 @@ def data_hash(x: Tensor, y: Tensor, ids: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
-def checked_logits(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return the model's float32 logits [n, K] at x, or raise `UserError` if they cannot be judged."""
+def checked_logits(model: Callable[[Tensor], Any], x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return the model's float32 logits [n, K] at x, or raise `UserError` if they cannot be judged, by labels y [n]."""
     with torch.no_grad():
         logits = model(x)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"expected logits [{len(x)}, K] from the model, got {got}")
+        raise UserError(f"expected logits [{len(x)}, K] of K >= 2 classes, got {got}{_remedy(logits, len(x))}")
     if not torch.isfinite(logits).all():
         raise UserError("expected finite logits, got NaN or infinity: the network cannot be judged")
     classes = logits.shape[1]
-    if classes < 2:
-        raise UserError(f"expected at least two classes, got logits {tuple(logits.shape)}")
-    if int(y.min()) < 0 or int(y.max()) >= classes:
+    if y is not None and (int(y.min()) < 0 or int(y.max()) >= classes):
         raise UserError(f"expected labels in 0…{classes - 1} for {classes} logits, got {int(y.min())}…{int(y.max())}")
     return logits.float()
+
+
+def _remedy(answer: object, n: int) -> str:
+    """Return how to make logits of what a network answers to n inputs, "" where nothing in it looks like them."""
+    if not isinstance(answer, Tensor):
+        members = (
+            answer.items()
+            if isinstance(answer, Mapping)
+            else enumerate(answer if isinstance(answer, tuple | list) else ())
+        )
+        fitting = [key for key, one in members if isinstance(one, Tensor) and one.ndim == 2 and len(one) == n]
+        # Whatever stands beside them, logits go by their name, and by the first place.
+        key = "logits" if "logits" in fitting else fitting[0] if fitting else None
+        return "" if key is None else f": pass lambda x: model(x)[{key!r}]"
+    if answer.numel() == n and n > 0:
+        return ": of a single logit pass lambda x: torch.nn.functional.pad(model(x).view(-1, 1), (1, 0))"
+    if answer.ndim > 2 and len(answer) == n and answer[0].numel() == answer.shape[1]:
+        return ": pass lambda x: model(x).flatten(1)"
+    if answer.ndim == 3 and answer.shape[1] == n:
+        return ": of time steps pass lambda x: model(x).mean(0)"
+    return ""
 
 
 def gate(model: nn.Module, attack: Attack, white_box: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat) -> None:
@@ -67,9 +87,7 @@ def gate(model: nn.Module, attack: Attack, white_box: WhiteBoxModel, x: Tensor, 
 
 
 def _gate(model: nn.Module, attack: Attack, white_box: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat) -> None:
-    training = _in_train_mode(model)
-    if training:
-        raise UserError(f"expected the model in eval mode, got {training[0]!r} in train mode: call model.eval()")
+    check_eval_mode(model)
     x = x[:PROBES]
     logits = checked_logits(model, x, y)
     y = y[:PROBES]
@@ -84,23 +102,29 @@ def _gate(model: nn.Module, attack: Attack, white_box: WhiteBoxModel, x: Tensor,
             )
         )
     if not isinstance(model, MeanPrediction):
-        _check_batches(model, x, y, logits)
+        check_batches(model, x)
     nothing = Threat(threat.norm, 0.0, threat.bounds)
     proposal = attack.brief().perturb(white_box, x[:2], y[:2], nothing, ExampleRng(0, [0, 1][: len(x)], "gate"))
     if not torch.equal(proposal.x_adv, x[:2]):
         raise AttackViolation(f"{attack} moved an input at eps = 0")
 
 
-def _check_batches(model: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> None:
-    """Raise `UserError` if the logits of an example depend on the examples beside it."""
-    flipped = checked_logits(model, x.flip(0), y.flip(0)).flip(0)
-    alone = checked_logits(model, x[:1], y[:1])
+def check_batches(model: nn.Module, x: Tensor) -> None:
+    """Raise `UserError` if the logits of an example, of x [n, C, H, W], depend on the examples beside it."""
+    logits = checked_logits(model, x)
+    flipped, alone = checked_logits(model, x.flip(0)).flip(0), checked_logits(model, x[:1])
     moved = max((flipped - logits).abs().max().item(), (alone - logits[:1]).abs().max().item())
     if moved > TOLERANCE * (logits.std().item() + 1e-6):
         raise UserError(
             f"expected logits that do not depend on the rest of the batch, they moved by {moved:.3g}: "
             "is a normalisation layer using batch statistics?"
         )
+
+
+def check_eval_mode(model: nn.Module) -> None:
+    """Raise `UserError` if a module of the network is in train mode."""
+    if training := _in_train_mode(model):
+        raise UserError(f"expected the model in eval mode, got {training[0]!r} in train mode: call model.eval()")
 
 
 def _in_train_mode(model: nn.Module) -> list[str]:
