@@ -44,18 +44,14 @@ def is_described(model: nn.Module) -> bool:
 
 
 def fleeting(model: nn.Module, x: Tensor) -> frozenset[str]:
-    """Return the names of non-persistent buffers in which a forward pass leaves something, such as a membrane.
+    """Return the names of buffers in which a forward pass leaves something, such as a membrane.
 
     They are no part of what a network is. x is [n, C, H, W]; two inputs and one are asked about.
     """
-    names = frozenset(
-        f"{prefix}.{name}".lstrip(".")
-        for prefix, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
-    )
-    if not names or is_described(model):
+    if is_described(model):
         return frozenset()
-    left = [{n: tensor_bytes(b) for n, b in model.named_buffers() if n in names} for _ in _passes(model, x)]
+    left = [{name: tensor_bytes(buffer) for name, buffer in model.named_buffers()} for _ in _passes(model, x)]
+    names = {name for one in left for name in one}
     return frozenset(name for name in names if len({one.get(name) for one in left}) > 1)
 
 

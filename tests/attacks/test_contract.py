@@ -334,16 +334,15 @@ def test_contract(
     term(Case(attack, norm, net, *examples))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in ATTACKS.names()]
-)
-def test_a_name_is_enough(name: str, net: nn.Module, examples: tuple[Tensor, Tensor]) -> None:
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_a_name_is_enough_for_norm_and_radius(name: str, net: nn.Module, examples: tuple[Tensor, Tensor]) -> None:
     few = (examples[0][:2], examples[1][:2])
     if needs := ATTACKS.get(name).needs:
         with pytest.raises(UserError, match=f"expected a value for {needs[0]} of {name}, got none"):
             evaluate(net, few, attack=name)
         return
-    result = evaluate(net, few, attack=name)
+    fields = {field.name for field in dataclasses.fields(ATTACKS.get(name))}
+    result = evaluate(net, few, attack=name, **{k: v for k, v in BUDGET.items() if k in fields})
     natural = {"linf": 8 / 255, "l2": 0.5, "l1": 12, "l0": 1}
     assert result.spec.threat.eps == natural[result.spec.threat.norm]
     assert result.spec.threat.norm == ("linf" if "linf" in ATTACKS.get(name).norms else "l0")
