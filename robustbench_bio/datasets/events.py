@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.files import read_file
 from robustbench_bio.datasets.base import DATASETS, Dataset, Examples, Split, count
 from robustbench_bio.datasets.cifar import Cifar10
 
@@ -69,7 +70,7 @@ def read_aedat2(path: Path) -> Events:
     Raises:
         UserError: no such file, another format, no events, or a file that was cut short.
     """
-    data = _bytes(path)
+    data = read_file(path, MAX_BYTES)
     start = _after_header(path, data, b"#!AER-DAT2.0")
     spare = (len(data) - start) % 8
     if spare:
@@ -92,7 +93,7 @@ def read_aedat3(path: Path) -> Events:
     Raises:
         UserError: no such file, another format, packed events, no events, or a file that was cut short.
     """
-    data = _bytes(path)
+    data = read_file(path, MAX_BYTES)
     place = _after_header(path, data, b"#!AER-DAT3.1")
     written = re.search(rb"^#Format:[ \t]*([^\r\n]*)", data[:place], re.MULTILINE)
     if written is not None and written[1].strip() != b"RAW":
@@ -272,18 +273,9 @@ class Dvs128Gesture(EventDataset):
         return gestures
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise UserError(f"expected at most {MAX_BYTES:,} bytes in {path}, got {size:,}: not one recording")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}: put the file there") from None
-
-
 def _text(path: Path) -> str:
-    data = _bytes(path)
-    if len(data) > 1_000_000 or not data.isascii():
+    data = read_file(path, 1_000_000)
+    if not data.isascii():
         raise UserError(f"expected a short text in {path}, got something else: copy it again")
     return data.decode("ascii")
 

@@ -2,20 +2,27 @@
 
 import contextlib
 import zipfile
-import zlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.files import opened, parsing
 from robustbench_bio.datasets.base import SPLITS, Dataset, Examples, Split, count
 
-_BROKEN = (ValueError, OSError, EOFError, NotImplementedError, MemoryError, zlib.error, zipfile.BadZipFile)
+#: Bytes of an .npz file, and of one of its arrays once unpacked: ImageNet's test split at 224 × 224 has half as many.
+MAX_BYTES = 16 * 10**9
+
+#: Classes of a file; ImageNet-21k has fewer.
+MAX_CLASSES = 32_768
+
+#: Characters of an array's header, which Python's own parser reads; those of plain arrays have some hundred.
+_HEADER = 1000
 
 
 @final
@@ -114,17 +121,15 @@ class NpzStandIn(Dataset):
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[NpzFile]:
     """Open the file for lazy reading; whatever it is not becomes a `UserError`."""
-    if not path.is_file():
-        raise UserError(f"expected an .npz file, got {path}, which is not there: check the path")
-    try:
-        arrays = np.load(path, allow_pickle=False)
+    with (
+        opened(path, MAX_BYTES) as file,
+        parsing(f"expected {path} to be an .npz file of plain arrays, got", "write it anew"),
+    ):
+        arrays = np.load(file, allow_pickle=False, max_header_size=_HEADER)
         if not isinstance(arrays, NpzFile):
             raise ValueError("a single array")  # noqa: TRY004  (of the file, not of an argument)
         with arrays:
             yield arrays
-    except _BROKEN as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"expected {path} to be an .npz file of plain arrays, got: {reason}: write it anew") from error
 
 
 def _missing(path: Path, split: Split, arrays: NpzFile) -> str:
@@ -153,11 +158,22 @@ def _labels(path: Path, arrays: NpzFile, split: Split) -> NDArray[np.int64]:
             f"expected {split}_labels in {path} as integers >= 0 of shape [N] or [N, 1], got {y.dtype} "
             f"{list(y.shape)}: give one class number per image"
         )
+    if (highest := int(y.max())) >= MAX_CLASSES:
+        raise UserError(
+            f"expected {split}_labels in {path} below {MAX_CLASSES:,}, got {highest}: number the classes from 0"
+        )
     return y.reshape(-1).astype(np.int64)
 
 
 def _member(path: Path, arrays: NpzFile, split: Split, part: str) -> NDArray[Any]:
-    if f"{split}_{part}" not in arrays.files:
+    name = f"{split}_{part}"
+    if name not in arrays.files:
         raise UserError(_missing(path, split, arrays))
-    array: NDArray[Any] = arrays[f"{split}_{part}"]
+    members = cast("zipfile.ZipFile", arrays.zip).infolist()
+    unpacked = max(info.file_size for info in members if info.filename.removesuffix(".npy") == name)
+    if unpacked > MAX_BYTES:
+        raise UserError(f"{path}: expected at most {MAX_BYTES:,} bytes in {name}, got {unpacked:,}: make it smaller")
+    array: NDArray[Any] = arrays[name]
+    if not isinstance(array, np.ndarray):  # numpy hands out the bytes of whatever else the archive holds
+        raise ValueError(f"no array in {name}")  # noqa: TRY004
     return array

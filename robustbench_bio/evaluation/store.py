@@ -10,10 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from robustbench_bio.core.documents import parse_json
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.core.files import write_atomically
+from robustbench_bio.core.files import read_file, write_atomically
 from robustbench_bio.records.base import R, Record
 from robustbench_bio.records.result import EvalSpec, Outcomes, Result
+
+#: Bytes of a stored result: the outcomes of 100,000 examples take a tenth of this.
+MAX_STORED = 100_000_000
 
 
 class Store:
@@ -117,10 +121,10 @@ def unseal(cls: type[R], path: Path) -> R | None:
 def sealed_record(path: Path) -> dict[str, Any] | None:
     """Return the document in a file whose hash is that of its content, None for any other file."""
     try:
-        sealed = json.loads(path.read_bytes())
+        sealed = parse_json(read_file(path, MAX_STORED), str(path))
         record = sealed["record"]
         body = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
         right = hashlib.sha256(body.encode()).hexdigest() == sealed["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (UserError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return record if right and isinstance(record, dict) else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.files import opened
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.datasets import open_dataset
 from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject, with_surrogates
@@ -19,6 +20,9 @@ from robustbench_bio.records.motifs import AnyGenotype
 from robustbench_bio.zoo import catalog
 from robustbench_bio.zoo import loading as zoo
 from robustbench_bio.zoo.loading import DataSource
+
+#: Bytes of a file of weights: 120 million parameters of eight bytes, and as much again for feedback.
+MAX_WEIGHTS = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -119,13 +123,10 @@ def plan_of(board: Board, subjects: Sequence[Subject], device: str = "cpu") -> P
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file.
+    """Return the SHA-256 of a file of weights.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or is larger than any network's.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    with opened(path, MAX_WEIGHTS) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

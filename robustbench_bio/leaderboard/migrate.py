@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from robustbench_bio.core.documents import parse_json
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.core.files import write_atomically
+from robustbench_bio.core.files import read_text, write_atomically
 from robustbench_bio.evaluation.fingerprint import fingerprint
 from robustbench_bio.evaluation.migration import first_fingerprint, upgraded_spec
 from robustbench_bio.evaluation.plan import Slice
@@ -56,12 +57,7 @@ def _upgraded(path: Path, board: Board, folders: Folders, examples: Slice) -> En
 
 
 def _document(path: Path) -> dict[str, Any]:
-    try:
-        if (size := path.stat().st_size) > catalog.MAX_ENTRY:
-            raise UserError(f"{path}: expected an entry of at most {catalog.MAX_ENTRY:,} bytes, got {size:,}")
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected an entry as JSON, got {type(error).__name__}: remove it") from None
+    document = parse_json(read_text(path, catalog.MAX_ENTRY), str(path))
     if not isinstance(document, dict):
         raise UserError(f"{path}: expected an entry as JSON, got a {type(document).__name__}: remove it")
     return document

@@ -95,7 +95,6 @@ def from_file(
                             "--weights, or train them with --train")  # fmt: skip
         weights, entry = _trained(card, entry, board, cells_file, progress)
     net = zoo.network(card, entry, open_dataset(board.dataset), cells)
-    _file(weights)
     weights_sha256 = file_hash(weights)
     zoo.load_weights(net, weights, entry.weights_sha256 or weights_sha256)
     named = {"weights": f"{card.id}-{board.dataset}.safetensors", "weights_sha256": weights_sha256}
@@ -106,7 +105,6 @@ def from_file(
 
 
 def _read_card(path: Path) -> ModelCard:
-    _file(path)
     card = read_toml(ModelCard, path)
     trained = [entry.trained_on for entry in card.datasets.values()]
     for text in (card.title, card.summary, card.reference, card.licence, *trained):
@@ -141,7 +139,6 @@ def _read_cells(
         raise UserError(f"card {card.id}: field 'net.genotype': expected a name or a file beside the card, "
                         f"got {str(name)[:80]!r}: name the file with --genotype")  # fmt: skip
     file = given or path.parent / str(name)
-    _file(file)
     genotype = read_genotype(file)
     _printable(f"genotype {genotype.name}", genotype.source)
     return genotype, file
@@ -181,12 +178,6 @@ def _affordable(card: ModelCard, entry: TrainedNet, board: Board, cells: AnyGeno
         raise UserError(
             f"card {card.id}: expected at most {MAX_PARAMETERS:,} parameters, got {count:,}: make it smaller"
         )
-
-
-def _file(path: Path) -> None:
-    """Raise `UserError` unless the path is a plain file."""
-    if not path.is_file():
-        raise UserError(f"cannot read {path}: expected a file, got none: check the path")
 
 
 def _trained(

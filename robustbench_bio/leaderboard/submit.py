@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.core.files import default_home, write_atomically
+from robustbench_bio.core.files import default_home, read_file, write_atomically
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.diagnosis.assess import Assessment, assess
 from robustbench_bio.evaluation.plan import Slice, Subject
 from robustbench_bio.evaluation.planning import models_like, pick_device
 from robustbench_bio.evaluation.store import Store
-from robustbench_bio.leaderboard.folders import Folders, measurements_of, plan_of
+from robustbench_bio.leaderboard.folders import MAX_WEIGHTS, Folders, measurements_of, plan_of
 from robustbench_bio.leaderboard.remeasure import facts_of, gallery
 from robustbench_bio.leaderboard.submission import CheckedNetwork, SubmissionOptions, from_file, from_zoo
 from robustbench_bio.nets.base import Net
@@ -135,7 +135,7 @@ def _write(entry: Entry, network: CheckedNetwork, board: Board, folders: Folders
     if len(text) > catalog.MAX_ENTRY:
         raise UserError(f"expected an entry of at most {catalog.MAX_ENTRY:,} bytes, got {len(text):,}: fewer examples")
     if network.weights is not None:
-        data = network.weights.read_bytes()
+        data = read_file(network.weights, MAX_WEIGHTS)
         if hashlib.sha256(data).hexdigest() != entry.weights_sha256:
             raise UserError(f"{network.weights} changed while it was measured: submit it again")
         put(folders.weights(network.card, board.dataset), data)

@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, ValidationError
 
+from robustbench_bio.core.documents import MAX_TOML_FILE, parse_json, parse_toml
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.files import read_text
 from robustbench_bio.core.registry import unknown
-from robustbench_bio.core.toml import parse_toml, read_text
 
 Precision = Literal["float32", "bfloat16"]
 Scalar = bool | int | float | str
@@ -75,6 +76,7 @@ class Record(BaseModel):
     @classmethod
     def from_json(cls, text: str, where: str) -> Self:
         """Read a record from JSON text; `where` names it in errors."""
+        parse_json(text, where)  # pydantic's own reader takes the last of two equal keys
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
@@ -148,10 +150,7 @@ def _tagged(annotation: object) -> Iterator[tuple[str, type[BaseModel]]]:
 
 def read_document(path: Path) -> dict[str, Any]:
     """Return the document of a TOML file, or raise `UserError`."""
-    try:
-        return parse_toml(read_text(path), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}: check the path") from None
+    return parse_toml(read_text(path, MAX_TOML_FILE), str(path))
 
 
 def read_toml(cls: type[R], path: Path) -> R:

@@ -1,5 +1,6 @@
 """Which layer learns by which rule."""
 
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -72,8 +73,8 @@ def _matched(term: str, layers: list[str]) -> dict[str, str]:
 
 def _drawn(term: str, slots: int) -> list[str]:
     _, seed, *choice = term.split(":")
-    if not seed.isdecimal() or len(choice) > 1:
-        raise UserError(f"expected random:SEED or random:SEED:rule+rule, got {term!r}")
+    if not re.fullmatch("[0-9]{1,18}", seed) or len(choice) > 1:
+        raise UserError(f"expected random:SEED or random:SEED:rule+rule, got {term[:80]!r}: at most 18 digits")
     rules = [_known(rule) for rule in choice[0].split("+")] if choice else list(RANDOM_RULES)
     draws = torch.randint(len(rules), (slots,), generator=torch_generator(int(seed), "assignment"))
     return [rules[i] for i in draws.tolist()]

@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.core.files import write_atomically
+from robustbench_bio.core.files import opened, parsing, write_atomically
 
 #: A checkpoint older than this is due to be written again.
 CHECKPOINT_SECONDS = 60.0
+
+#: Bytes of a checkpoint: a large network, its best state, its average and what the optimiser keeps.
+MAX_CHECKPOINT = 10_000_000_000
 
 
 class Saved(NamedTuple):
@@ -65,15 +68,13 @@ class Checkpoint:
         """
         if self.path is None or not self.path.exists():
             return None
-        try:
+        with opened(self.path, MAX_CHECKPOINT), parsing(f"cannot continue from {self.path}", "delete it to start anew"):
             with safe_open(self.path, framework="pt", device=device) as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"cannot continue from {self.path}: {error}: delete it to start anew") from None
-        if metadata.get("identity") != self.identity:
-            raise UserError(f"{self.path} belongs to {self.owner}: name another --out, or delete it to start anew")
-        return Saved(json.loads(metadata["state"]), tensors)
+            if metadata.get("identity") != self.identity:
+                raise UserError(f"{self.path} belongs to {self.owner}: name another --out, or delete it to start anew")
+            return Saved(json.loads(metadata["state"]), tensors)
 
 
 def in_part(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.files import read_text
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.records.base import Record, read_toml
 from robustbench_bio.records.board import Board
@@ -170,13 +171,7 @@ def entry(path: Path) -> Entry:
     Raises:
         UserError: no entry, one that contradicts itself, is of a newer schema, or whose file is called otherwise.
     """
-    try:
-        if (size := path.stat().st_size) > MAX_ENTRY:
-            raise UserError(f"{path}: expected an entry of at most {MAX_ENTRY:,} bytes, got {size:,}: not an entry")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    record = Entry.from_json(text, str(path))
+    record = Entry.from_json(read_text(path, MAX_ENTRY), str(path))
     if record.model != path.stem:
         raise UserError(f"{path}: field 'model': expected the file's name {path.stem!r}, got {record.model!r}")
     return record

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from robustbench_bio import nets, rules
 from robustbench_bio.attacks.transfer import SourceNetwork
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.core.files import write_atomically
+from robustbench_bio.core.files import parsing, read_file, write_atomically
 from robustbench_bio.datasets import load_examples, open_dataset
 from robustbench_bio.datasets.base import Dataset, Examples, Split
 from robustbench_bio.nets.base import Inputs, Net
@@ -139,22 +138,15 @@ def load_weights(net: Net, path: Path, sha256: str | None = None) -> None:
     """
     # Eight bytes a value are the most that a number takes; what is left is for the header.
     limit = 8 * sum(tensor.numel() for tensor in net.state_dict().values()) + HEADER
-    try:
-        if (size := path.stat().st_size) > limit:
-            raise UserError(f"weights {path} are {size:,} bytes, the network takes {limit:,} at most: not its weights")
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read weights {path}: {error.strerror}") from None
+    data = read_file(path, limit)
     # The length of a safetensors header may look like the start of a pickle; then comes the header's brace.
     if data[:2] in {b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"} and data[8:9] != b"{":
         raise UserError(f"expected safetensors in {path}, got a pickle, which could run code: convert it first")
     digest = hashlib.sha256(data).hexdigest()
     if sha256 is not None and digest != sha256:
         raise UserError(f"weights {path} have sha256 {digest[:12]}…, the card says {sha256[:12]}…: not the same file")
-    try:
+    with parsing(f"expected safetensors in {path}, got something else", "write it anew"):
         tensors = load_safetensors(data)
-    except SafetensorError as error:
-        raise UserError(f"expected safetensors in {path}, got something else ({error})") from None
     _fill(net, tensors, path)
 
 

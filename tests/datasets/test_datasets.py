@@ -720,7 +720,7 @@ def test_npz_arrays_that_are_not_images_and_labels_are_refused(
 
 def test_what_is_no_npz_file_is_refused(tmp_path: Path) -> None:
     good = Path(small_npz(tmp_path / "good.npz")).read_bytes()
-    with pytest.raises(UserError, match=r"none\.npz, which is not there"):
+    with pytest.raises(UserError, match=r"cannot read .*none\.npz: No such file"):
         open_dataset(str(tmp_path / "none.npz"))
     np.save(tmp_path / "one.npy", np.zeros(3))
     evil = pickle.dumps(Evil(Path.touch, tmp_path / "it_ran"))

@@ -253,7 +253,7 @@ def test_missing_files_are_asked_for_in_one_line(name: str, tmp_path: Path) -> N
             r"expected names of .aedat files in .*, got '../../secret.aedat'",
         ),
         ("trials_to_test.txt", b"user99_led.aedat\n", "cannot read .*user99_led.*: No such file"),
-        ("trials_to_test.txt", b"x" * 1_000_001, "expected a short text"),
+        ("trials_to_test.txt", b"x" * 1_000_001, "expected a file of at most 1,000,000 bytes"),
         ("user24_led_labels.csv", b"class,start,end\n12,1,2\n", "expected class, start and end in .*, got '12,1,2'"),
         ("user24_led_labels.csv", b"class,start,end\n1,a,2\n", "expected class, start and end in .*, got '1,a,2'"),
         ("user24_led_labels.csv", b"class,start,end\n2,5,5\n", "expected events of right_hand_wave in .*, got none"),

@@ -182,6 +182,7 @@ def test_a_pattern_reaches_layers_outside_the_slots() -> None:
         ("random:", "random:SEED"),
         ("random:x", "random:SEED or random:SEED:rule.rule, got 'random:x'"),
         ("random:²", "random:SEED"),
+        (f"random:{'9' * 4400}", "at most 18 digits"),
         ("random:-1", "random:SEED"),
         ("random:1:usf:fa", "random:SEED"),
         ("random:1:usf+nope", "unknown rule 'nope'"),

@@ -197,12 +197,12 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(card: Path, length: i
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])
 def test_a_truncated_file_is_refused(card: Path, cut: int) -> None:
     message = refusal(with_weights(card, weights(card).read_bytes()[:cut]))
-    assert message.startswith(f"expected safetensors in {weights(card)}, got something else (")
+    assert message.startswith(f"expected safetensors in {weights(card)}, got something else: ")
 
 
 @pytest.mark.parametrize("data", [b"\xff" * 64, b"{}", b"GIF89a" * 10, (2**62).to_bytes(8, "little") + b"{}"])
 def test_another_format_is_refused(card: Path, data: bytes) -> None:
-    assert "got something else (" in refusal(with_weights(card, data))
+    assert "got something else: " in refusal(with_weights(card, data))
 
 
 def test_another_file_than_the_card_names_is_refused(card: Path) -> None:
@@ -215,9 +215,9 @@ def test_another_file_than_the_card_names_is_refused(card: Path) -> None:
 
 def test_missing_weights_are_one_line(card: Path) -> None:
     weights(card).unlink()
-    assert refusal(card) == f"cannot read weights {weights(card)}: No such file or directory"
+    assert refusal(card) == f"cannot read {weights(card)}: No such file or directory: check the path"
     weights(card).mkdir()
-    assert refusal(card) == f"cannot read weights {weights(card)}: Is a directory"
+    assert refusal(card) == f"cannot read {weights(card)}: expected a file, got a folder: check the path"
 
 
 def test_a_recipe_without_weights_says_how_to_train_it(card: Path) -> None:

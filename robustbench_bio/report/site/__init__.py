@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.files import read_text
 from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.version import __version__
 from robustbench_bio.leaderboard.ranking import LEVEL, rank_entries
@@ -24,6 +25,9 @@ from robustbench_bio.report.tables import bounds, percent
 
 #: The file by which a folder is known as a site; it lists what the build wrote.
 MARKER = ".biorobust-site.json"
+
+#: Bytes of it: some hundred thousand pages.
+MAX_MARKER = 10_000_000
 
 #: What a desktop leaves in folders that it shows; no reason to keep a site.
 LITTER = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
@@ -70,8 +74,8 @@ def _refuse_others(out: Path) -> None:
     if not present:
         return
     try:
-        known = {*json.loads((out / MARKER).read_text(encoding="utf-8"))["files"], MARKER}
-    except (OSError, ValueError, KeyError, TypeError):
+        known = {*json.loads(read_text(out / MARKER, MAX_MARKER))["files"], MARKER}
+    except (UserError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"expected a site built before in {out}, got a folder of something else: {remedy}") from None
     if strange := sorted(present - known):
         raise UserError(f"expected only the site in {out}, got also {strange[0]}: move it away or {remedy}")

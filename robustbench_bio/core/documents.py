@@ -1,15 +1,18 @@
-"""Reading TOML that nobody has to trust. Loads no torch."""
+"""Reading TOML and JSON that nobody has to trust. Loads no torch."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from robustbench_bio.core.errors import UserError
 
 #: Characters of a TOML file; the parser takes quadratic time, and cards are a hundredth of this.
 MAX_TOML = 20_000
+
+#: Bytes of a TOML file that is read at all; between the two the parser says what is too much.
+MAX_TOML_FILE = 1_000_000
 
 #: Parts of a key such as a.b.c, for the same reason.
 MAX_PARTS = 32
@@ -51,11 +54,33 @@ def _scalars(document: dict[str, Any]) -> Iterator[Any]:
             yield value
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a TOML file, no more of it than `parse_toml` needs to refuse it.
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Return the document of a JSON text that says each thing once; `where` names it in errors.
 
     Raises:
-        OSError, UnicodeDecodeError: it cannot be read.
+        UserError: not JSON, a key twice in one object, NaN or infinity, or integers of more than 64 bits.
     """
-    with path.open(encoding="utf-8") as file:
-        return file.read(MAX_TOML + 1)
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_int=_integer, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: expected JSON, got {' '.join(str(error).split())}: write it anew") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for i, key in enumerate(keys) if key in keys[:i])
+        raise ValueError(f"the key {twice[:80]!r} twice")
+    return document
+
+
+def _integer(digits: str) -> int:
+    # 63 bits have 19 digits; the length first, as thousands of digits take quadratic time.
+    if len(digits) > 20 or (number := int(digits)).bit_length() > MAX_BITS:
+        raise ValueError(f"an integer of more than {MAX_BITS} bits")
+    return number
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text}, which JSON has not")
