@@ -10,16 +10,13 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.numerics import full_float32
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.diagnosis.checks import Checks
+from robustbench_bio.diagnosis.classifier import no_classifier
 from robustbench_bio.evaluation.given import Data, examples_of
 from robustbench_bio.evaluation.judge import PROBES, check_batches, checked_logits
 from robustbench_bio.evaluation.network import Network, device_of, network_of
 from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.gradient import Gradient
 from robustbench_bio.records.threat import Norm, Threat
-
-
-class NothingToAttackError(UserError):
-    """No example is classified correctly."""
 
 
 @full_float32()
@@ -42,7 +39,8 @@ def diagnose(
     The checks are those of AutoAttack (random output, zero gradients, range, few classes, Square or transfer beats
     white-box), the classic ones (Athalye et al. 2018, arXiv:1802.00420; Carlini et al. 2019, arXiv:1902.06705), and
     ours: the network's own backward pass, its rules' and that of a surrogate for its thresholds, each held against
-    the gradient of the traced forward pass, which finite differences in float64 confirm.
+    the gradient of the traced forward pass, which finite differences in float64 confirm. Before all of them comes the
+    question whether there is a classifier at all (`no_classifier`); where there is none, nothing else is tried.
 
     Args:
         model: any module in eval mode or function of x, x [n, C, H, W] in [0, 1] → logits [n, K].
@@ -59,7 +57,7 @@ def diagnose(
         progress: called before every check with checks done, checks in all, and the name of the next.
 
     Raises:
-        UserError: network or data cannot be used, or no example is classified correctly.
+        UserError: network or data cannot be used.
     """
     started = time.perf_counter()
     if norm not in ("linf", "l2"):
@@ -78,22 +76,24 @@ def diagnose(
     draws = DRAWS if kind.draws and random else 1
     judged = MeanPrediction(net, draws, seed, "judge") if draws > 1 else net
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):  # a random network draws from it
-        right, logits = _first_right(judged, x, y, n_examples)
-        all_checks = Checks(net, judged, x[right], y[right], logits, threat, kind, draws, steps, queries, seed)
-        checks = all_checks.all(other, progress)
+        logits = _first_logits(judged, x, y, n_examples)
+        answers = logits.argmax(1)
+        checks = [no_classifier(answers, y[: len(logits)], logits.shape[1])]
+        right = (answers == y[: len(logits)]).nonzero().flatten()[:n_examples]
+        if not checks[0].fired:
+            x, y, logits = x[right], y[right], logits[right]
+            checks += Checks(net, judged, x, y, logits, threat, kind, draws, steps, queries, seed).all(other, progress)
     return Diagnosis.of(checks, len(right), time.perf_counter() - started, threat)
 
 
-def _first_right(model: nn.Module, x: Tensor, y: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """Return the rows of the first correctly classified examples, and their logits."""
-    rows: list[Tensor] = []
+def _first_logits(model: nn.Module, x: Tensor, y: Tensor, wanted: int) -> Tensor:
+    """Return the logits of the first examples, of as many as hold the wanted number of correctly classified ones."""
     kept: list[Tensor] = []
+    right = 0
     for first in range(0, len(y), 256):
-        logits = checked_logits(model, x[first : first + 256], y[first : first + 256])
-        right = (logits.argmax(1) == y[first : first + 256]).nonzero().flatten()
-        rows, kept = [*rows, right + first], [*kept, logits[right]]
-        if sum(map(len, rows)) >= wanted:
+        part = slice(first, first + 256)
+        kept.append(checked_logits(model, x[part], y[part]))
+        right += int((kept[-1].argmax(1) == y[part]).sum())
+        if right >= wanted:
             break
-    if sum(map(len, rows)) == 0:
-        raise NothingToAttackError("expected at least one correctly classified example, got none: nothing to attack")
-    return torch.cat(rows)[:wanted], torch.cat(kept)[:wanted]
+    return torch.cat(kept)

@@ -5,16 +5,14 @@ import json
 from robustbench_bio.attacks import rules_of
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.core.version import __version__
-from robustbench_bio.diagnosis.diagnose import NothingToAttackError, diagnose
+from robustbench_bio.diagnosis.classifier import classifies
+from robustbench_bio.diagnosis.diagnose import diagnose
 from robustbench_bio.evaluation.plan import Slice, Subject
 from robustbench_bio.evaluation.store import Store
 from robustbench_bio.records.base import Record
-from robustbench_bio.records.diagnosis import Diagnosis
+from robustbench_bio.records.diagnosis import Diagnosis, verdict_on
 from robustbench_bio.records.gradient import EXACT, Gradient
 from robustbench_bio.records.threat import Threat
-
-#: Why there is no answer about a network that is always wrong.
-NOTHING = "no example is classified correctly"
 
 #: Norms in which a network can be diagnosed.
 DIAGNOSED = ("linf", "l2")
@@ -50,14 +48,16 @@ def probe(
 ) -> Diagnosis | None:
     """Return a short diagnosis of a network, from the store if it was made before.
 
-    `examples` must be on the network's device. For any norm but linf and l2 there is no diagnosis, and None is
-    returned. A `gradient` of rules is held against the exact one.
+    `examples` must be on the network's device. For any norm but linf and l2 nothing is asked but whether there is a
+    classifier, and None is returned if there is. A `gradient` of rules is held against the exact one.
 
     Raises:
-        UserError: see `diagnose`; a network without a single correct answer is "inconclusive".
+        UserError: see `diagnose`.
     """
     if threat.norm not in DIAGNOSED:
-        return None
+        check = classifies(subject.net, examples.x, examples.y)
+        verdict, reason = verdict_on([check])
+        return Diagnosis(verdict=verdict, reason=reason, checks=[check], n=0, seconds=0) if check.fired else None
     rules = rules_of(subject.net)
     question = _Question(
         network_sha256=subject.fingerprint(examples.x),
@@ -71,23 +71,18 @@ def probe(
     known = store and store.recall(question, subject.label, Diagnosis)
     if known:
         return known
-    try:
-        diagnosis = diagnose(
-            subject.net,
-            (examples.x, examples.y),
-            norm=threat.norm,
-            eps=threat.eps,
-            gradient=question.gradient,
-            n_examples=n_examples,
-            steps=question.steps,
-            queries=question.queries,
-            seed=seed,
-            progress=lambda done, total, line: progress(done, total, f"probe: {line}"),
-        )
-    except NothingToAttackError:
-        return Diagnosis(
-            verdict="inconclusive", reason=NOTHING, number_reason=NOTHING, checks=[], n=0, threat=threat, seconds=0
-        )
+    diagnosis = diagnose(
+        subject.net,
+        (examples.x, examples.y),
+        norm=threat.norm,
+        eps=threat.eps,
+        gradient=question.gradient,
+        n_examples=n_examples,
+        steps=question.steps,
+        queries=question.queries,
+        seed=seed,
+        progress=lambda done, total, line: progress(done, total, f"probe: {line}"),
+    )
     if store:
         store.remember(question, subject.label, diagnosis)
     return diagnosis

@@ -6,6 +6,7 @@ from typing import cast
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.version import __version__
+from robustbench_bio.diagnosis.classifier import classifies
 from robustbench_bio.diagnosis.comparisons import contradictions
 from robustbench_bio.evaluation.plan import Plan, Slice, Subject, prepare
 from robustbench_bio.leaderboard.folders import Folders, file_hash
@@ -110,6 +111,9 @@ def _minor(version: str) -> str:
 def _answer_faults(entry: Entry, data: Slice, subject: Subject) -> list[str]:
     faults, net = [], cast("Net", subject.net)
     answers = certain_answers(net, data)
+    check = classifies(net, data.x, data.y)
+    if check.fired:
+        faults.append(f"no classifier: {check.detail}")
     for measured in entry.measurements:
         pairs = zip(measured.clean_correct(), answers, strict=True)
         wrong = [row for row, (claimed, right) in enumerate(pairs) if right is not None and claimed != right]

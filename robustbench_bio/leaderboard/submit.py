@@ -11,6 +11,7 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import default_home, read_file, write_atomically
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.diagnosis.assess import Assessment, assess
+from robustbench_bio.diagnosis.classifier import classifies
 from robustbench_bio.evaluation.plan import Slice, Subject
 from robustbench_bio.evaluation.planning import models_like, pick_device
 from robustbench_bio.evaluation.store import Store
@@ -71,6 +72,10 @@ def submit(
         raise UserError("expected a card or a model to submit, got none")
     subjects = [Subject(candidate.card.id, candidate.net.to(where)) for candidate in candidates]
     plan = plan_of(board, subjects, where)
+    for subject in subjects:
+        check = classifies(subject.net, plan.examples.x.to(where), plan.examples.y.to(where))
+        if check.fired:
+            raise UserError(f"{subject.label} is no classifier: {check.detail}")
     n_probe = catalog.preset(board.preset).probe_examples
     submitted = []
     assessed = assess(plan, board.rank_by, n_probe=n_probe, store=store, progress=progress)

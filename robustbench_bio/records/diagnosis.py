@@ -22,6 +22,9 @@ Implies = Literal["masked", "hidden", "weak", "doubtful", "inconclusive", ""]
 #: What counts against the usual way, and against the number.
 _MASKS, _DOUBTS = ("masked", "hidden"), ("doubtful", "hidden")
 
+#: The check before all others: one that fires leaves nothing to be sound or masked.
+NO_CLASSIFIER = "no-classifier"
+
 
 class Check(Record):
     """One check."""
@@ -43,7 +46,7 @@ class Check(Record):
         """What was found, where and on how much, in one line."""
         where = f" at {self.threat}" if self.threat else ""
         images = f" on {self.n} images" if self.n else ""
-        return f"{self.name}{where}{images}: {self.detail}"
+        return f"{self.name.replace('-', ' ') if self.name == NO_CLASSIFIER else self.name}{where}{images}: {self.detail}"
 
 
 class Answer(NamedTuple):
@@ -62,7 +65,8 @@ class Diagnosis(Record):
 
     verdict: Verdict
     """sound: the usual way tells the truth as far as anybody can see. masked: a measurement through this network's own
-    or its rules' gradient overstates its robustness. inconclusive: some check could not tell."""
+    or its rules' gradient overstates its robustness. inconclusive: some check could not tell, or the
+    network is no classifier."""
     reason: str
     """Of the verdict, in one line; names the largest gap where it is masked, the radius and the number of images."""
     number: Belief = "inconclusive"
@@ -152,6 +156,9 @@ def belief_on(checks: Sequence[Check]) -> Answer:
 
 def _answer(checks: Sequence[Check], word: str, meaning: Sequence[str]) -> Answer:
     """Return the gravest that a check says that fired, and of equally grave ones that with the largest gap."""
+    nothing = next((check for check in checks if check.fired and check.name == NO_CLASSIFIER), None)
+    if nothing is not None:
+        return Answer("inconclusive", nothing)
     for one, implied in ((word, meaning), ("inconclusive", ("inconclusive",))):
         fired = [check for check in checks if check.fired and check.implies in implied]
         if fired:

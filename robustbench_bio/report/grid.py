@@ -14,6 +14,7 @@ from robustbench_bio.core.files import csv_text, write_atomically
 from robustbench_bio.diagnosis.assess import Assessment
 from robustbench_bio.diagnosis.grid import GridResult, shared_meter
 from robustbench_bio.evaluation.plan import Measurement
+from robustbench_bio.records.diagnosis import NO_CLASSIFIER
 from robustbench_bio.records.gradient import EXACT, RULE, Gradient
 from robustbench_bio.records.result import Result
 from robustbench_bio.report.curves import curve_places, plot
@@ -92,10 +93,11 @@ def _gap(grid: GridResult, network: Assessment) -> float | None:
 
 def table(grid: GridResult) -> Group:
     """Return the ranking, and below it the robust accuracy of every network in every measurement."""
-    ranking = compact_table(
-        title=f"{grid.preset.title}: {grid.dataset} (test, n = {grid.n})",
-        caption="worst case over all attacks and gradients, Wilson 95 % interval; gap = largest rule − exact",
-    )
+    caption = ["worst case over all attacks and gradients, Wilson 95 % interval; gap = largest rule − exact"]
+    diagnoses = [(one.model, one.diagnosis) for one in grid.networks if one.diagnosis is not None]
+    caption += [f"{model}: {one.reason}" for model, one in diagnoses if NO_CLASSIFIER in one.flags]
+    title = f"{grid.preset.title}: {grid.dataset} (test, n = {grid.n})"
+    ranking = compact_table(title=title, caption="\n".join(caption))
     for name in ("#", "model", "clean %", f"worst case %, {grid.headline}", "gap", *ANSWERS):
         ranking.add_column(name, justify="left" if name in {"model", *ANSWERS} else "right", no_wrap=True)
     for network in grid.networks:

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import robustbench_bio as rb
 from robustbench_bio.cli import app as cli
@@ -150,7 +152,7 @@ def shell(*arguments: str | Path, timeout: int = 120, **environment: str) -> sub
         (["--device", "tpu"], "expected a device that is here (auto, cpu, cuda, cuda:N), got 'tpu': "),
         (["--device", "meta"], "expected a device that is here (auto, cpu, cuda, cuda:N), got 'meta': "),
         (["--device", "cuda:99"], "expected a device that is here (auto, cpu, cuda, cuda:N), got 'cuda:99': "),
-        (["--data-file", "none.npz"], "expected an .npz file, got none.npz, which is not there: check the path"),
+        (["--data-file", "none.npz"], "cannot read none.npz: No such file or directory: check the path"),
         (["extra"], "Got unexpected extra argument"),
     ],
 )
@@ -716,3 +718,30 @@ def test_the_bar_stays_away_from_what_is_no_terminal(call: Call, trained_card: P
 def test_where_torch_may_run() -> None:
     assert planning.pick_device("cpu") == "cpu"
     assert planning.pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_network_of_zeros_is_named_no_classifier_by_every_command(
+    call: Call, trained_card: Path, tmp_path: Path
+) -> None:
+    text = trained_card.read_text()
+    named = text.split('weights = "')[1].split('"')[0]
+    tensors = {name: torch.zeros_like(value) for name, value in load_file(trained_card.parent / named).items()}
+    save_file(tensors, tmp_path / named)
+    digest = hashlib.sha256((tmp_path / named).read_bytes()).hexdigest()
+    card = tmp_path / "tiny-fa.toml"
+    card.write_text(re.sub('weights_sha256 = "[0-9a-f]*"', f'weights_sha256 = "{digest}"', text))
+    said = "no classifier: it answers class 0 for all 30 examples: train it"
+    asked = "--model", card, "--attack", "noise", "--n-examples", "30"
+    assert said in squeezed(call("eval", *asked).out)
+    assert said in squeezed(call("eval", *asked, "--attack", "one-pixel", "--norm", "l0", "--eps", "1").out)
+    document = json.loads(call("eval", *asked, "--json").out)
+    assert document["verdict"] == "inconclusive"
+    assert document["diagnosis"]["reason"].startswith(said)
+    (tmp_path / "tiny.toml").write_text('name = "tiny"\ntitle = "x"\n[[attacks]]\nattack = "noise"\neps = ["8/255"]\n')
+    grid = call("grid", tmp_path / "tiny.toml", "--models", card, "--n-examples", "30")
+    assert f"tiny-fa: {said}" in squeezed(grid.out)
+    assert "no classifier: it answers class 0 for all 500 examples" in squeezed(call("diagnose", "--model", card).out)
+
+
+def squeezed(text: str) -> str:
+    return " ".join(text.split())

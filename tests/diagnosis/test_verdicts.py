@@ -8,10 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from samples import outcomes, result
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.rng import torch_generator
+from robustbench_bio.diagnosis.classifier import no_classifier
 from robustbench_bio.diagnosis.comparisons import compare, contradictions
 from robustbench_bio.diagnosis.diagnose import diagnose
 from robustbench_bio.evaluation.evaluate import evaluate
@@ -461,7 +463,93 @@ def test_a_diagnosis_refuses_what_it_cannot_hold_others_against() -> None:
     with pytest.raises(UserError, match="expected norm linf or l2 for a diagnosis, got 'l0'"):
         diagnosed(Plain(), norm="l0", eps=1)
     x, y = answered(Plain())
-    with pytest.raises(UserError, match="expected at least one correctly classified example, got none"):
-        diagnose(Plain().eval(), (x, (y + 1) % 5))
     with pytest.raises(UserError, match="expected the model in eval mode"):
         diagnose(Plain(), (x, y))
+
+
+class Answers(nn.Module):
+    """Gives one answer to all images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :5] * 0
+
+
+def drawn(n: int = 200) -> Data:
+    """Return images whose labels have nothing to do with them, all five classes alike."""
+    return torch.rand(n, 1, 6, 6, generator=torch_generator("others")), torch.arange(n) % 5
+
+
+def rolled() -> Data:
+    x, y = answered(Plain())
+    return x, (y + 1) % 5
+
+
+NOTHING: dict[str, tuple[nn.Module, Data, str]] = {
+    "one class": (Answers(), drawn(), "it answers class 0 for all 200 examples: train it, or check"),
+    "nothing right": (Plain(), rolled(), r"0 of 60 examples are right (0.0 %), no better than chance among 5 classes"),
+    "chance": (Plain(True), drawn(), "no better than chance among 5 classes (95 % interval"),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_has_learnt_nothing_is_no_classifier_and_is_attacked_no_further(name: str) -> None:
+    net, data, said = NOTHING[name]
+    found = diagnose(net.eval(), data, n_examples=20)
+    assert found.verdict == "inconclusive"
+    assert found.reason.startswith("no classifier: ")
+    assert said in found.reason
+    assert "train it, or check its weights" in found.reason
+    assert found.flags == ("no-classifier",)
+    assert len(found.checks) == 1
+    masked = Check(name="zero-gradient", fired=True, implies="masked", detail="")
+    assert found.joined([masked]).reason == found.reason, "what cannot classify is neither sound nor masked"
+    assert found.joined([]).verdict == "inconclusive"
+
+
+def test_chance_is_told_by_all_examples_and_not_by_the_right_ones() -> None:
+    x, y = drawn(400)
+    right = Plain().eval()(x).argmax(1) == y
+    found = diagnose(Plain().eval(), (x, y), n_examples=60)
+    looked_at = found.checks[0].values["accuracy"]
+    assert looked_at == pytest.approx(right.float().mean().item(), abs=0.05)
+    assert found.checks[0].fired
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "classes", "fired"),
+    [(15, 100, 10, True), (17, 100, 10, False), (59, 100, 2, True), (61, 100, 2, False), (3, 3, 10, False)],
+)  # fmt: skip
+def test_better_than_chance_is_what_the_interval_says(right: int, n: int, classes: int, fired: bool) -> None:
+    y = torch.arange(n) % classes
+    answers = torch.where(torch.arange(n) < right, y, (y + 1) % classes)
+    low = binomtest(right, n).proportion_ci(0.95, method="wilson").low
+    assert no_classifier(answers, y, classes).fired == (low <= 1 / classes) == fired
+
+
+def test_one_class_is_no_fault_where_the_examples_have_no_other() -> None:
+    assert not no_classifier(torch.zeros(40, dtype=torch.long), torch.zeros(40, dtype=torch.long), 10).fired
+
+
+def test_gradients_that_overflow_are_measured_and_not_a_crash() -> None:
+    found = diagnosed(Huge())
+    assert "false-own-gradient" in {c.name for c in found.checks}
+    assert all(math.isfinite(value) for c in found.checks for value in c.values.values())
+
+
+class _Overflow(torch.autograd.Function):
+    """The identity, whose backward pass is without bounds."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * 1e20 * 1e20
+
+
+class Huge(Plain):
+    """Hands down a gradient of infinities and NaN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_Overflow.apply(x))  # type: ignore[no-untyped-call]

@@ -37,6 +37,7 @@ from robustbench_bio.leaderboard.verify import verify
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard, Recipe, TrainedNet
+from robustbench_bio.records.diagnosis import Check
 from robustbench_bio.records.entry import SCHEMA, Entry, Measured, pack, scored
 from robustbench_bio.records.genotype import Edge
 from robustbench_bio.records.gradient import EXACT, RULE
@@ -235,6 +236,10 @@ def huge(path: Path) -> None:
         file.truncate(8 * 10_000 + HEADER + 1_000_000)
 
 
+def zeroed(path: Path) -> None:
+    save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(path).items()}, path)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
 
@@ -272,6 +277,17 @@ BAD: dict[str, tuple[Callable[[Place], list[object]], str]] = {
     "other weights under an id that is taken": (spoiled_weights(with_noise), "in that one's place with --replace"),
     "another network under an id that is taken": (spoiled_card('rule = "fa"', 'rule = "bp"'), "do not fit|--replace"),
 }  # fmt: skip
+
+
+def of_nothing(place: Place) -> list[object]:
+    zeroed(place.weights)
+    return order(place, "--replace")
+
+
+BAD["what has learnt nothing"] = (
+    of_nothing,
+    "tiny-fa is no classifier: it answers class 0 for all 24 examples: train it",
+)
 
 
 @pytest.mark.parametrize("name", list(BAD))
@@ -343,6 +359,11 @@ def test_own_cells_come_with_the_card_and_may_not_take_a_published_name(place: P
 # Motifs, the other kind of genotype
 
 
+def learnt(*_: object) -> Check:
+    """Stand in for the question whether an untrained network is a classifier."""
+    return Check(name="no-classifier", fired=False, implies="inconclusive", detail="")
+
+
 def circuit(**changes: Any) -> MotifGenotype:
     """Four cells, of which the last three halve the map."""
     cell = Motif(name="mine", nodes=((Edge("conv_3x3_p", 0), Edge("none", 1)), (Edge("skip_connect", 0),
@@ -367,14 +388,16 @@ def spiking(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place.card.write_text(card.to_toml())
     place.weights.write_bytes(packed(network(card, entry, open_dataset("digits"), circuit())))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robustbench_bio.leaderboard.submit.classifies", learnt)
         patch.setenv("BIOROBUST_HOME", str(root / "home"))
         assert command(patch, *order(place), "--json") == 0
     return place
 
 
 @pytest.fixture
-def motifs(spiking: Place, tmp_path: Path) -> Place:
+def motifs(spiking: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A copy that a test may spoil."""
+    monkeypatch.setattr("robustbench_bio.leaderboard.entry_checks.classifies", learnt)
     own = tmp_path / "copy"
     shutil.copytree(spiking.card.parent, own)
     return Place(Folders(own / "models", own / "leaderboards"), own / "tiny-fa.toml", own / "given.safetensors")
@@ -440,7 +463,7 @@ BAD_MOTIFS: dict[str, tuple[Callable[[Place], list[object]], str]] = {
     "a name that is a path, by --genotype": (spoiled_motifs('"mine"', '"/x"', given=True), "field 'name': "),
     "a long name": (spoiled_motifs('name = "mine"', f'name = "{"x" * 300}"'), "field 'name': "),
     "a genotype that is a path": (spoiled_card("mine.toml", "../../x.toml"), "expected a name or a file beside"),
-    "a genotype that is not there": (spoiled_card("mine.toml", "yours.toml"), "expected a file, got none"),
+    "a genotype that is not there": (spoiled_card("mine.toml", "yours.toml"), "No such file"),
     "an unknown link": (spoiled_motifs("conv_3x3_n", "conv_9x9_n"), "unknown link 'conv_9x9_n'"),
     "a link to nowhere": (spoiled_motifs('"skip_connect", 0', '"skip_connect", 99'), "a state in 0..2, got 99"),
     "a huge state": (spoiled_motifs('"skip_connect", 0', f'"skip_connect", 0x{"f" * 5000}'), "of at most 63 bits"),
@@ -482,7 +505,8 @@ def test_bad_motifs_are_refused_and_nothing_is_written(
         ({"inputs": True}, "field 'genotype.motifs.inputs': "),
         ({"layers": 4}, "unknown field 'layers': choose from cells, genome, inputs, kind, name, source"),
         ({"name": "../x"}, "field 'genotype.motifs.name': "),
-        ({"genome": [10**400]}, "field 'genotype.motifs.genome.0': "),
+        ({"genome": [10**400]}, "an integer of more than 63 bits"),
+        ({"genome": [256]}, "field 'genotype.motifs.genome.0': "),
         ({"normal": []}, "unknown field 'normal'"),
     ],
 )
