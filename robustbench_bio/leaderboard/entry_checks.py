@@ -1,6 +1,7 @@
 """Entry checks: what an entry states, held against board and zoo, as far as it goes without an attack."""
 
 import functools
+import math
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +11,7 @@ from robustbench_bio.diagnosis.classifier import classifies
 from robustbench_bio.diagnosis.comparisons import contradictions
 from robustbench_bio.evaluation.plan import Plan, Slice, Subject, prepare
 from robustbench_bio.leaderboard.folders import Folders, file_hash
-from robustbench_bio.leaderboard.remeasure import certain_answers, facts_of, gallery_faults, same_facts
+from robustbench_bio.leaderboard.remeasure import certain_answers, facts_of, gallery_faults, gallery_size, same_facts
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard
@@ -41,7 +42,11 @@ def check_entry(file: Path, board: Board, plan: Plan, folders: Folders) -> tuple
         if faults:
             return entry, faults
         subject = subject_of(entry, board.dataset, folders)
-        faults = _spec_faults(entry, plan, subject) or _answer_faults(entry, plan.examples, subject)
+        faults = _spec_faults(entry, plan, subject) or [
+            *_sum_faults(entry),
+            *_answer_faults(entry, plan.examples, subject),
+            *_finding_faults(entry, catalog.preset(board.preset).probe_examples),
+        ]
     except UserError as error:
         return None, [str(error)]
     return entry, faults
@@ -56,13 +61,26 @@ def _board_faults(entry: Entry, board: Board) -> list[str]:
     return faults
 
 
+def _sum_faults(entry: Entry) -> list[str]:
+    """Return which numbers of an entry do not follow from its others."""
+    faults = []
+    for measured in entry.measurements:
+        queries = measured.queries_mean * sum(measured.clean_correct())
+        if not math.isclose(queries, round(queries), rel_tol=1e-9, abs_tol=1e-6):
+            faults.append(f"{measured.spec.title}: queries_mean: expected the mean of whole numbers, got {queries:g}")
+    seconds = sum(measured.seconds for measured in entry.measurements)
+    if not math.isclose(entry.provenance.seconds, seconds, rel_tol=1e-6, abs_tol=0.06):
+        faults.append(f"provenance.seconds: expected the sum {seconds:.1f}, got {entry.provenance.seconds:g}")
+    return faults
+
+
 def _zoo_faults(entry: Entry, board: Board, folders: Folders) -> list[str]:
     card = folders.card(entry.model)
     if card is None or board.dataset not in card.datasets:
         return [f"model: expected {entry.model} with a network for {board.dataset} in the zoo, got none"]
     own = card.model_copy(update={"datasets": {board.dataset: card.datasets[board.dataset]}})
     faults = []
-    if own != entry.card:
+    if own.canonical() != entry.card.canonical():  # not ==, to which 1, 1.0 and true are the same
         faults.append("card: not the zoo's card of this id: renew the entry with biorobust submit")
     own_hash = file_hash(folders.weights(card, board.dataset))
     if own_hash != entry.weights_sha256:
@@ -75,24 +93,25 @@ def _zoo_faults(entry: Entry, board: Board, folders: Folders) -> list[str]:
 
 
 def _spec_faults(entry: Entry, plan: Plan, subject: Subject) -> list[str]:
-    wanted = [prepare(subject, one, plan.examples, plan.settings).spec for one in plan.applicable(subject)]
+    asked = [prepare(subject, one, plan.examples, plan.settings).spec for one in plan.applicable(subject)]
+    wanted = {spec.key(): spec for spec in asked}  # 1, 1.0 and true are equal, their keys are not
     faults, odd = [], []
     for spec in (measured.spec for measured in entry.measurements):
         if _minor(spec.version) != _minor(__version__):
             faults.append(f"{spec.title}: measured by version {spec.version}, this is {__version__}: renew the entry")
         today = spec.model_copy(update={"version": __version__})
-        if today in wanted:
-            wanted.remove(today)
+        if today.key() in wanted:
+            del wanted[today.key()]
         else:
             odd.append(spec)
     for spec in odd:
-        same = next((one for one in wanted if one.title == spec.title), None)
+        same = next((one for one in wanted.values() if one.title == spec.title), None)
         if same is None:
             faults.append(f"{spec.title}: the board does not ask for it")
             continue
-        wanted.remove(same)
+        del wanted[same.key()]
         faults += _other_fields(spec, same)
-    return faults + [f"{spec.title}: is missing" for spec in wanted]
+    return faults + [f"{spec.title}: is missing" for spec in wanted.values()]
 
 
 def _other_fields(spec: EvalSpec, expected: EvalSpec) -> list[str]:
@@ -100,7 +119,11 @@ def _other_fields(spec: EvalSpec, expected: EvalSpec) -> list[str]:
     pairs = [
         (name, getattr(expected, name), getattr(spec, name)) for name in EvalSpec.model_fields if name != "version"
     ]
-    return [f"{spec.title}: {name}: expected {one!r}, got {other!r}" for name, one, other in pairs if one != other]
+    return [
+        f"{spec.title}: {name}: expected {one!r}, got {other!r}"
+        for name, one, other in pairs
+        if repr(one) != repr(other)
+    ]
 
 
 def _minor(version: str) -> str:
@@ -119,21 +142,39 @@ def _answer_faults(entry: Entry, data: Slice, subject: Subject) -> list[str]:
         wrong = [row for row, (claimed, right) in enumerate(pairs) if right is not None and claimed != right]
         if wrong:
             faults.append(f"{measured.spec.title}: clean answers of examples {wrong[:5]} are not the network's")
-    if entry.gallery is not None:
+    shown = gallery_size(answers, data, entry.rank_by)
+    if (0 if entry.gallery is None else len(entry.gallery.ids)) != shown:
+        faults.append(f"gallery: expected {shown} examples, got another number: renew the entry")
+    elif entry.gallery is not None:
         faults += gallery_faults(net, entry.gallery, data, entry.rank_by)
     if not same_facts(entry.facts, facts_of(net)):
         faults.append("facts: not those of the network")
-    return faults + _finding_faults(entry)
+    return faults
 
 
-def _finding_faults(entry: Entry) -> list[str]:
+def check_named(reason: str) -> str:
+    """Return the name of the check that the reason of an answer begins with (`Check.line`)."""
+    return reason.partition(": ")[0].partition(" at ")[0].replace(" ", "-")
+
+
+def _finding_faults(entry: Entry, probe_examples: int) -> list[str]:
     """Return what the outcomes alone tell against the verdict; the rest of it needs another diagnosis."""
     norms = {measured.spec.threat.norm for measured in entry.measurements}
     if entry.finding is None:
         return ["finding: is missing"] if norms & {"linf", "l2"} else []
     flags = contradictions([measured.result() for measured in entry.measurements])
-    answers = (entry.finding.verdict, verdict_on(flags).word), (entry.finding.number, belief_on(flags).word)
-    for claimed, told in answers:
+    if unsaid := {flag.name for flag in flags if flag.fired} - {*entry.finding.flags}:
+        return [f"finding: flags: the outcomes raise {', '.join(sorted(unsaid))} as well"]
+    right = min(probe_examples, sum(entry.measurements[0].clean_correct()))
+    if all(measured.spec.draws == 1 for measured in entry.measurements) and entry.finding.n != right:
+        return [f"finding: n: expected {right} right examples, got {entry.finding.n}"]
+    finding = entry.finding
+    for claimed, reason, told in (
+        (finding.verdict, finding.reason, verdict_on(flags).word),
+        (finding.number, finding.number_reason, belief_on(flags).word),
+    ):
+        if check_named(reason) not in (["no-check-fired"] if claimed == "sound" else finding.flags):
+            return [f"finding: reason: expected the name of a check that fired, got {reason[:80]!r}"]
         if claimed == "sound" != told:
             return [f"finding: claimed sound, the outcomes say {told}"]
     return []

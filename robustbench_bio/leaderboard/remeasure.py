@@ -5,7 +5,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,9 @@ NUDGE = 1e-6
 #: moved values, and as often with other draws.
 REPEATS = 8
 
+#: Queries may differ by this part: where rounding decides when an attack ends, it decides how many it takes.
+QUERIES_SLACK = 0.1
+
 #: Two logits are equal but for rounding if they differ by at most this times the spread of all.
 SLACK = 1e-4
 
@@ -39,11 +41,13 @@ _STEPS = 127
 _GALLERY = 400_000
 
 
-class Outcome(NamedTuple):
-    """Of one example: is it right clean, and is it right clean and attacked?"""
+@dataclass(frozen=True)
+class Outcome:
+    """Of one example: is it right clean, and is it right clean and attacked? Equal ones may differ in queries."""
 
     clean: bool
     robust: bool
+    queries: int = dataclasses.field(default=0, compare=False)
 
     def __str__(self) -> str:
         return "is robust" if self.robust else "is fooled" if self.clean else "is wrong clean"
@@ -68,7 +72,8 @@ def remeasure(subject: Subject, spec: EvalSpec, examples: Slice, rows: Sequence[
     asked = Measurement(spec.attack, spec.threat, spec.gradient, params)
     settings = Settings(spec.seed, precision=spec.precision)
     outcomes = measure(prepare(subject, asked, part, settings)).outcomes_record
-    return [Outcome(*pair) for pair in zip(outcomes.clean_correct(), outcomes.robust_correct(), strict=True)]
+    columns = outcomes.clean_correct(), outcomes.robust_correct(), outcomes.queries
+    return [Outcome(*example) for example in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -87,15 +92,21 @@ class Difference:
     within_tolerance: bool
 
 
-def differences(subject: Subject, measured: Measured, examples: Slice, rows: Sequence[int]) -> list[Difference]:
-    """Measure some examples of an entry again and return those that differ.
+def differences(
+    subject: Subject,
+    measured: Measured,
+    examples: Slice,
+    rows: Sequence[int],
+    outcomes: Sequence[Outcome] | None = None,
+) -> list[Difference]:
+    """Measure some examples of an entry again, unless their outcomes are given, and return those that differ.
 
     Processors add up floats in different orders, and an attack of many steps magnifies that, so an honest outcome can
     differ on another machine. Mostly values moved by rounding's size show it; but flat regions of an image make ties,
     in max pools above all, which one kernel always breaks in one way and another in another: other draws show that.
     """
     claimed = [Outcome(*pair) for pair in zip(measured.clean_correct(), measured.robust_correct(), strict=True)]
-    again = dict(zip(rows, remeasure(subject, measured.spec, examples, rows), strict=True))
+    again = dict(zip(rows, outcomes or remeasure(subject, measured.spec, examples, rows), strict=True))
     doubtful = [row for row in rows if again[row] != claimed[row]]
     tolerated: set[int] = set()
     spec = measured.spec
@@ -105,9 +116,25 @@ def differences(subject: Subject, measured: Measured, examples: Slice, rows: Seq
         left = [row for row in doubtful if row not in tolerated]
         if not left:
             break
-        outcomes = remeasure(subject, asked, examples, left, nudge)
-        tolerated |= {row for row, outcome in zip(left, outcomes, strict=True) if outcome == claimed[row]}
+        repeated = remeasure(subject, asked, examples, left, nudge)
+        tolerated |= {row for row, outcome in zip(left, repeated, strict=True) if outcome == claimed[row]}
     return [Difference(row, claimed[row], again[row], row in tolerated) for row in doubtful]
+
+
+def queries_fault(measured: Measured, rows: Sequence[int], again: Sequence[Outcome]) -> str:
+    """Return how the queries that an entry claims contradict those of examples that were measured again; "" if not.
+
+    An entry holds their mean alone: of a part of the examples it is only known that the rest took some as well.
+    """
+    right = measured.clean_correct()
+    claimed = measured.queries_mean * sum(right)
+    spent = sum(outcome.queries for row, outcome in zip(rows, again, strict=True) if right[row])
+    slack = QUERIES_SLACK * spent + len(rows)
+    whole = sum(right[row] for row in rows) == sum(right)
+    if claimed >= spent - slack and (not whole or claimed <= spent + slack):
+        return ""
+    part = "all" if whole else f"{len(rows)} of them"
+    return f"queries_mean: claimed {claimed:,.0f} queries for {sum(right)} examples, {part} took {spent:,}"
 
 
 def certain_answers(net: nn.Module, data: Slice) -> list[bool | None]:
@@ -127,10 +154,12 @@ def gallery(net: nn.Module, data: Slice, threat: Threat, seed: int, n: int = 8) 
     PGD of twenty steps with the exact gradient, a surrogate where thresholds leave none. What is kept is rounded to
     int8, and the predictions are those of what is kept.
     """
-    right = [row for row, fine in enumerate(certain_answers(net, data)) if fine]
-    right = right[: max(n, min(100, _GALLERY // data.x[0].numel()))]
-    if not right or threat.norm not in ("linf", "l2"):
+    answers = certain_answers(net, data)
+    most = gallery_size(answers, data, threat, n)
+    if not most:
         return None
+    right = [row for row, fine in enumerate(answers) if fine]
+    right = right[: max(n, min(100, _GALLERY // data.x[0].numel()))]
     index = torch.tensor(right)
     x, y = data.x[index], data.y[index]
     rng = ExampleRng(seed, [data.ids[row] for row in right], "gallery")
@@ -139,7 +168,6 @@ def gallery(net: nn.Module, data: Slice, threat: Threat, seed: int, n: int = 8) 
     # Towards zero, so that what is kept stays within the threat model.
     delta = ((x_adv - x) / threat.eps * _STEPS).trunc().clamp(-_STEPS, _STEPS).to(torch.int8)
     predictions = checked_logits(net, _shown(x, delta, threat.eps), y).argmax(1)
-    most = max(1, min(n, _GALLERY // x[0].numel()))
     chosen = sorted(range(len(right)), key=lambda i: (bool(predictions[i] == y[i]), i))[:most]
     return Gallery(
         eps=threat.eps,
@@ -152,10 +180,18 @@ def gallery(net: nn.Module, data: Slice, threat: Threat, seed: int, n: int = 8) 
     )
 
 
+def gallery_size(answers: Sequence[bool | None], data: Slice, threat: Threat, n: int = 8) -> int:
+    """Return how many examples the gallery of a network shows, given what `certain_answers` says of it."""
+    right = sum(fine is True for fine in answers)
+    if threat.norm not in ("linf", "l2"):
+        return 0
+    return min(right, max(1, min(n, _GALLERY // data.x[0].numel())))
+
+
 def gallery_faults(net: nn.Module, kept: Gallery, data: Slice, threat: Threat) -> list[str]:
     """Return what is wrong with a gallery: other images or labels, too large a perturbation, other answers."""
-    if not kept.ids:
-        return []
+    if kept.shape != tuple(data.x.shape[1:]):
+        return ["gallery: expected images of the board's shape"]
     if not set(kept.ids) <= set(data.ids) or kept.eps != threat.eps:
         return ["gallery: expected examples of the board at its radius"]
     index = torch.tensor([data.ids.index(i) for i in kept.ids], dtype=torch.long)

@@ -106,9 +106,6 @@ def from_file(
 
 def _read_card(path: Path) -> ModelCard:
     card = read_toml(ModelCard, path)
-    trained = [entry.trained_on for entry in card.datasets.values()]
-    for text in (card.title, card.summary, card.reference, card.licence, *trained):
-        _printable(f"card {card.id}", text)
     for net in (card.net, *(entry.net for entry in card.datasets.values())):
         for name, value in net.items():
             numbers = value if isinstance(value, list) else [value]
@@ -119,11 +116,6 @@ def _read_card(path: Path) -> ModelCard:
                     "got more: take a smaller network"
                 )
     return card
-
-
-def _printable(where: str, text: str) -> None:
-    if not all(letter.isprintable() or letter == "\n" for letter in text):
-        raise UserError(f"{where}: expected printable text, got {text[:40]!r}: remove control characters")
 
 
 def _read_cells(
@@ -139,9 +131,7 @@ def _read_cells(
         raise UserError(f"card {card.id}: field 'net.genotype': expected a name or a file beside the card, "
                         f"got {str(name)[:80]!r}: name the file with --genotype")  # fmt: skip
     file = given or path.parent / str(name)
-    genotype = read_genotype(file)
-    _printable(f"genotype {genotype.name}", genotype.source)
-    return genotype, file
+    return read_genotype(file), file
 
 
 def _name_is_free(cells: AnyGenotype, folders: Folders) -> None:

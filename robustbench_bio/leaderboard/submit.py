@@ -19,6 +19,7 @@ from robustbench_bio.leaderboard.folders import MAX_WEIGHTS, Folders, measuremen
 from robustbench_bio.leaderboard.remeasure import facts_of, gallery
 from robustbench_bio.leaderboard.submission import CheckedNetwork, SubmissionOptions, from_file, from_zoo
 from robustbench_bio.nets.base import Net
+from robustbench_bio.records.base import MAX_TEXT
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard
 from robustbench_bio.records.diagnosis import Diagnosis
@@ -112,7 +113,7 @@ def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, assessment: A
             device=latest.device,
             created=latest.created,
             packages=latest.packages,
-            notices=list(dict.fromkeys(notice for source in sources for notice in source.notices)),
+            notices=list(dict.fromkeys(" ".join(one.split())[:500] for source in sources for one in source.notices)),
         ),
         commit=_commit(),
     )  # fmt: skip
@@ -121,7 +122,8 @@ def entry_of(card: ModelCard, net: Net, cells: AnyGenotype | None, assessment: A
 def finding_of(diagnosis: Diagnosis) -> Finding:
     """Return what an entry keeps of a diagnosis."""
     kept = diagnosis.summary()
-    return Finding.read({name: kept[name] for name in Finding.model_fields})
+    texts = {name: " ".join(kept[name].split())[:MAX_TEXT] for name in ("reason", "number_reason")}
+    return Finding.read({name: kept[name] for name in Finding.model_fields} | texts)
 
 
 def entry_text(entry: Entry) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,13 +18,16 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.diagnosis.assess import probed, weighed
 from robustbench_bio.evaluation.plan import Plan, Subject
-from robustbench_bio.leaderboard.entry_checks import check_entry, subject_of
+from robustbench_bio.leaderboard.entry_checks import check_entry, check_named, subject_of
 from robustbench_bio.leaderboard.folders import Folders, plan_of
-from robustbench_bio.leaderboard.remeasure import differences
+from robustbench_bio.leaderboard.remeasure import differences, queries_fault, remeasure
 from robustbench_bio.leaderboard.sampling import DIAGNOSIS, Remeasurement, sample, workloads
+from robustbench_bio.leaderboard.submit import finding_of
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.entry import Entry
 from robustbench_bio.zoo import catalog
+
+_NUMBERS = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -194,7 +198,10 @@ def _remeasured(board: Board, entry: Entry, subject: Subject, plan: Plan, part: 
     measured = entry.measurements[part.place]
     faults: list[str] = []
     tolerated: list[str] = []
-    for difference in differences(subject, measured, plan.examples, part.rows):
+    again = remeasure(subject, measured.spec, plan.examples, part.rows)
+    if fault := queries_fault(measured, part.rows, again):
+        faults.append(f"{measured.spec.title}: {fault}")
+    for difference in differences(subject, measured, plan.examples, part.rows, again):
         line = f"{measured.spec.title}: example {difference.row}: claimed that it {difference.claimed}, measured again "
         line += f"it {difference.measured}"
         (tolerated if difference.within_tolerance else faults).append(line)
@@ -206,8 +213,18 @@ def verdict_faults(entry: Entry, subject: Subject, board: Board, plan: Plan) -> 
     diagnosis = probed(plan, subject, board.rank_by, catalog.preset(board.preset).probe_examples)
     if diagnosis is None or entry.finding is None:
         return []
-    found = weighed(diagnosis, [measured.result() for measured in entry.measurements])
-    pairs = (entry.finding.verdict, found.verdict), (entry.finding.number, found.number)
-    return [
-        f"finding: claimed {claimed}, diagnosed again it is {answer}" for claimed, answer in pairs if claimed != answer
-    ]
+    diagnosis = weighed(diagnosis, [measured.result() for measured in entry.measurements])
+    claimed, again = entry.finding, finding_of(diagnosis)
+    pairs = (claimed.verdict, again.verdict), (claimed.number, again.number)
+    if faults := [f"finding: claimed {one}, diagnosed again it is {other}" for one, other in pairs if one != other]:
+        return faults
+    # Remarks that imply nothing may come and go with rounding, and so may the digits of a reason.
+    remarks = {check.name for check in diagnosis.checks if check.implies in ("", "weak")}
+    if differing := ({*claimed.flags} ^ {*again.flags}) - remarks:
+        return [f"finding: flags: {', '.join(sorted(differing))}: diagnosed again it is otherwise"]
+    for one, other in ((claimed.reason, again.reason), (claimed.number_reason, again.number_reason)):
+        # Of two checks with nearly the same gap, rounding decides which is named.
+        same = check_named(one) == check_named(other) or check_named(one) not in again.flags
+        if same and _NUMBERS.sub("", one) != _NUMBERS.sub("", other):
+            return [f"finding: reason: claimed {one!r}, diagnosed again it is {other!r}"]
+    return []

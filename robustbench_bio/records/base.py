@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Tag, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Tag, ValidationError
 
 from robustbench_bio.core.documents import MAX_TOML_FILE, parse_json, parse_toml
 from robustbench_bio.core.errors import UserError
@@ -45,6 +45,35 @@ def _genotype_name(value: str) -> str:
     return value
 
 
+#: Characters of a text that people read; summaries of the zoo have a fifth of this.
+MAX_TEXT = 2000
+
+
+def _text(value: str) -> str:
+    if len(value) > MAX_TEXT or not all(letter.isprintable() or letter == "\n" for letter in value):
+        remedy = "shorten it, or remove control characters"
+        raise ValueError(f"expected printable text of at most {MAX_TEXT:,} characters, got {value[:40]!r}: {remedy}")
+    return value
+
+
+#: A version as PEP 440 has it, without an epoch: what stands on a page should be nothing else.
+_VERSION = (
+    r"^[0-9]{1,9}(\.[0-9]{1,9}){0,5}((a|b|rc)[0-9]{1,9})?(\.post[0-9]{1,9})?(\.dev[0-9]{1,9})?(\+[a-z0-9.]{1,40})?$"
+)
+
+
+def _whole(value: object) -> object:
+    if type(value) is not int:
+        raise ValueError("expected a whole number")
+    return value
+
+
+#: Of specs and entries; a literal alone would take 2.0 as well.
+SecondSchema = Annotated[Literal[2], BeforeValidator(_whole)]
+Text = Annotated[str, AfterValidator(_text)]
+Version = Annotated[str, Field(pattern=_VERSION)]
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Identifier = Annotated[str, AfterValidator(_identifier)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 GenotypeName = Annotated[str, AfterValidator(_genotype_name)]

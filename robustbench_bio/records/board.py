@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from robustbench_bio.records.base import Identifier, Record
+from robustbench_bio.records.base import Identifier, Record, Seed, Text
 from robustbench_bio.records.threat import Threat
 
 #: Examples of one measurement at most; CIFAR's and MNIST's test splits have 10,000.
@@ -15,8 +15,8 @@ class Board(Record):
     """A contest: which data, which attacks, and what ranks the networks."""
 
     name: Identifier
-    title: str
-    summary: str = ""
+    title: Text
+    summary: Text = ""
     dataset: Identifier
     split: Literal["test"] = "test"
     n_examples: int = Field(ge=1, le=MAX_EXAMPLES)
@@ -27,4 +27,4 @@ class Board(Record):
     """A second preset, for the curve over eps; it takes part in the ranking where it attacks at the same radius."""
     rank_by: Threat
     """Threat model whose worst case over all attacks and gradients, example by example, ranks the entries."""
-    seed: int = 0
+    seed: Seed = 0

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from robustbench_bio.records.base import FileName, Fraction01, Identifier, Precision, Record, Scalar, Sha256
+from robustbench_bio.records.base import FileName, Fraction01, Identifier, Precision, Record, Scalar, Seed, Sha256, Text
 
 
 class Adversary(Record):
@@ -12,33 +12,33 @@ class Adversary(Record):
 
     attack: Literal["pgd", "tpgd"] = "pgd"
     eps: Fraction01
-    steps: int = Field(default=7, ge=1)
-    step_size: float | None = Field(default=None, gt=0)
-    beta: float = Field(default=6.0, gt=0)
+    steps: int = Field(default=7, ge=1, le=10_000)
+    step_size: float | None = Field(default=None, gt=0, le=1)
+    beta: float = Field(default=6.0, gt=0, le=1e6)
     """Weight of the KL term under tpgd (TRADES, Zhang et al. 2019, eq. 5)."""
 
 
 class Recipe(Record):
     """How a network is trained; everything that decides the weights, together with the seed."""
 
-    epochs: int = Field(default=50, ge=1)
-    batch_size: int = Field(default=64, ge=1)
+    epochs: int = Field(default=50, ge=1, le=1_000_000)
+    batch_size: int = Field(default=64, ge=1, le=1_000_000)
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.05, gt=0)
-    min_lr: float = Field(default=0.0, ge=0)
+    lr: float = Field(default=0.05, gt=0, le=1e6)
+    min_lr: float = Field(default=0.0, ge=0, le=1e6)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=3e-4, ge=0)
-    warmup_epochs: float = Field(default=0.0, ge=0)
-    grad_clip: float | None = Field(default=5.0, gt=0)
+    weight_decay: float = Field(default=3e-4, ge=0, le=1e6)
+    warmup_epochs: float = Field(default=0.0, ge=0, le=1e6)
+    grad_clip: float | None = Field(default=5.0, gt=0, le=1e30)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    crop: int = Field(default=0, ge=0)
+    crop: int = Field(default=0, ge=0, le=4096)
     """Random shift by up to this many pixels, zero padded."""
     flip: bool = False
-    cutout: int = Field(default=0, ge=0)
+    cutout: int = Field(default=0, ge=0, le=4096)
     """Side of the square that is set to zero, in pixels."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     drop_path_schedule: Literal["linear", "constant"] = "linear"
-    auxiliary_weight: float = Field(default=0.0, ge=0)
+    auxiliary_weight: float = Field(default=0.0, ge=0, le=1e6)
     ema: float | None = Field(default=None, gt=0, lt=1)
     val_fraction: float = Field(default=0.1, ge=0, lt=1)
     select: Literal["best", "last"] = "best"
@@ -53,11 +53,11 @@ class TrainedNet(Record):
     """One network of a card: its size, weights and training for one data set."""
 
     net: dict[str, Scalar | list[int]] = Field(default_factory=dict)
-    seed: int = 0
+    seed: Seed = 0
     recipe: Recipe
     weights: FileName | None = None
     weights_sha256: Sha256 | None = None
-    trained_on: str = ""
+    trained_on: Text = ""
     val_accuracy: Fraction01 | None = None
 
     @model_validator(mode="after")
@@ -71,11 +71,11 @@ class ModelCard(Record):
     """A network of the zoo: architecture, rules, and what was trained for each data set."""
 
     id: Identifier
-    title: str
-    summary: str = ""
-    reference: str = ""
-    licence: str = "MIT"
-    rule: str = "genotype"
+    title: Text
+    summary: Text = ""
+    reference: Text = ""
+    licence: Text = "MIT"
+    rule: Text = "genotype"
     """Assignment of rules to layers, in the syntax of `rules.resolve`."""
     rule_options: dict[str, Scalar] = Field(default_factory=dict)
     net: dict[str, Scalar | list[int]]

@@ -2,6 +2,8 @@
 
 import base64
 import binascii
+import datetime
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
@@ -10,7 +12,7 @@ import numpy as np
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from robustbench_bio.core.stats import all_of, wilson
-from robustbench_bio.records.base import Identifier, Record, Sha256
+from robustbench_bio.records.base import Identifier, Record, Seconds, SecondSchema, Sha256, Text
 from robustbench_bio.records.board import MAX_EXAMPLES
 from robustbench_bio.records.card import ModelCard
 from robustbench_bio.records.diagnosis import Belief, Verdict
@@ -63,8 +65,9 @@ class Measured(Record):
     """Packed bits: is the clean example classified correctly?"""
     robust: Base64
     """Packed bits: is it classified correctly both clean and under the attack?"""
-    queries_mean: float = Field(ge=0)
-    seconds: float = Field(ge=0)
+    queries_mean: float = Field(ge=0, le=1e12)
+    """Forward passes for an example that was attacked, that is, for one that is right clean."""
+    seconds: Seconds
 
     @model_validator(mode="after")
     def _bits_fit(self) -> Self:
@@ -113,11 +116,11 @@ class Finding(Record):
     """Both answers of a diagnosis, in short: see `Diagnosis`."""
 
     verdict: Verdict
-    reason: str
+    reason: Text
     number: Belief = "inconclusive"
-    number_reason: str = ""
-    flags: list[str] = Field(default_factory=list)
-    n: int = Field(ge=0)
+    number_reason: Text = ""
+    flags: list[Identifier] = Field(default_factory=list, max_length=64)
+    n: int = Field(ge=0, le=MAX_EXAMPLES)
 
 
 class Gallery(Record):
@@ -126,7 +129,7 @@ class Gallery(Record):
     eps: float = Field(gt=0)
     shape: tuple[int, int, int]
     """Channels, height, width."""
-    ids: list[int] = Field(max_length=16)
+    ids: list[int] = Field(min_length=1, max_length=16)
     labels: list[int]
     predictions: list[int]
     """Of the adversarial examples."""
@@ -138,6 +141,8 @@ class Gallery(Record):
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         n = len(self.ids)
+        if len(set(self.ids)) < n:
+            raise ValueError("expected each id once")
         if not len(self.labels) == len(self.predictions) == n:
             raise ValueError("expected a label and a prediction for each id")
         size = n * math.prod(self.shape)
@@ -173,7 +178,7 @@ class Entry(Record):
             of another id, a newer schema.
     """
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: SecondSchema = SCHEMA
     board: Identifier
     model: Identifier
     card: ModelCard
@@ -184,15 +189,15 @@ class Entry(Record):
     """The cells or motifs, where the network has some."""
     weights_sha256: Sha256
     """Of the weights file."""
-    measurements: list[Measured] = Field(min_length=1)
+    measurements: list[Measured] = Field(min_length=1, max_length=1000)
     finding: Finding | None = None
     gallery: Gallery | None = None
-    facts: dict[str, float | str] = Field(default_factory=dict)
+    facts: dict[Text, float | Text] = Field(default_factory=dict, max_length=100)
     """Parameters, MACs, energy, share of weights under each rule: as `biorobust show` gives them."""
     rank_by: Threat
     scores: Scores
     provenance: Provenance
-    commit: str = ""
+    commit: str = Field(default="", pattern=r"^([0-9a-f]{7,64}(-dirty)?)?$")
     """Of the checkout that measured, if it was one."""
 
     @field_validator("schema_version", mode="before")
@@ -221,6 +226,21 @@ class Entry(Record):
             raise ValueError(f"expected measurements of {self.model!r}, got some of {specs[0].model!r}")
         if not self.scores.close_to(self.derived()):
             raise ValueError(f"scores do not follow from the outcomes, which give {self.derived().canonical()}")
+        return self
+
+    @model_validator(mode="after")
+    def _provenance_is_plain(self) -> Self:
+        source = self.provenance
+        texts = [source.device, *source.notices, *itertools.chain(*source.packages.items())]
+        for spec in (measured.spec for measured in self.measurements):
+            params = itertools.chain(*spec.params.items())
+            texts += [spec.split, spec.attack, spec.backend, *(part for part in params if isinstance(part, str))]
+        if len(texts) > 50_000 or not all(text.isprintable() and len(text) <= 500 for text in texts):
+            raise ValueError("expected plain lines of at most 500 characters in specs and provenance, got others")
+        try:
+            datetime.datetime.fromisoformat(source.created or "2000-01-01")
+        except ValueError:
+            raise ValueError(f"expected provenance.created as an ISO date, got {source.created[:40]!r}") from None
         return self
 
     @property

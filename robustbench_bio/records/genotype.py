@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, Strict, ValidationInfo, field_validator
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import Registry, unknown
-from robustbench_bio.records.base import GenotypeName, Record
+from robustbench_bio.records.base import GenotypeName, Record, Text
 
 #: Largest number of intermediate nodes of a cell; a guard against a file that would build for minutes.
 MAX_NODES = 12
@@ -119,7 +119,7 @@ class Genotype(Record):
     form: ClassVar[str] = 'write an edge as ["sep_conv_3x3_u", 1], a concat as [2, 3]'
 
     name: GenotypeName
-    source: str
+    source: Text
     """Where it was published, or how it was found."""
     normal: tuple[Edge, ...]
     reduce: tuple[Edge, ...]

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.records.base import Identifier, Record, first_error, read_document
+from robustbench_bio.records.base import Identifier, Record, Text, first_error, read_document
 from robustbench_bio.records.genotype import Edge
 from robustbench_bio.records.kinds import kind_of
 from robustbench_bio.records.motifs import MAX_CELLS, Motif
@@ -28,11 +28,11 @@ class ListedMotif(Record):
 
     model_config = ConfigDict(strict=False)
 
-    name: str
+    name: Text
     id: int = Field(ge=0, le=99)
     nodes: tuple[tuple[Edge, ...], ...] = Field(min_length=1)
     feedback: tuple[Edge, ...] = ()
-    malformed: str = ""
+    malformed: Text = ""
     ours: bool = False
 
     @property
@@ -58,11 +58,11 @@ class MotifSpace(Record):
     kind: Literal["motifs"]
     """Tells the file from a space of cells."""
     name: Identifier
-    title: str
-    summary: str = ""
-    reference: str = ""
+    title: Text
+    summary: Text = ""
+    reference: Text = ""
     motifs: list[ListedMotif] = Field(min_length=2, max_length=100)
-    channels: int = Field(default=48, ge=1)
+    channels: int = Field(default=48, ge=1, le=4096)
     layers: int = Field(default=6, ge=1, le=MAX_CELLS)
 
     @field_validator("motifs")

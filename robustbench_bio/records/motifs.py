@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
-from robustbench_bio.records.base import GenotypeName, Record, read_document
+from robustbench_bio.records.base import GenotypeName, Record, Text, read_document
 from robustbench_bio.records.genotype import MAX_NODES, Edge, Genotype
 from robustbench_bio.records.kinds import kind_of
 
@@ -135,7 +135,7 @@ class MotifGenotype(Record):
 
     kind: Literal["motifs"] = "motifs"
     name: GenotypeName
-    source: str
+    source: Text
     inputs: int = Field(ge=2, le=MAX_INPUTS, strict=True)
     genome: tuple[Gene, ...] = Field(default=(), max_length=20 * MAX_CELLS + 1)
     cells: tuple[Motif, ...] = Field(min_length=1, max_length=MAX_CELLS)

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.records.base import Identifier, Record, Scalar
+from robustbench_bio.records.base import Identifier, Record, Scalar, Text
 from robustbench_bio.records.gradient import EXACT, RULE, Gradient
 from robustbench_bio.records.threat import Norm, Threat, check_eps, parse_eps
 
@@ -76,12 +76,12 @@ class AttackPreset(Record):
     """Attacks to run on many networks, and how the networks are ranked."""
 
     name: Identifier
-    title: str
-    summary: str = ""
-    reference: str = ""
-    n_examples: int | None = Field(default=None, ge=1)
+    title: Text
+    summary: Text = ""
+    reference: Text = ""
+    n_examples: int | None = Field(default=None, ge=1, le=10_000_000)
     """First N of the test split; all by default."""
-    probe_examples: int = Field(default=64, ge=1)
+    probe_examples: int = Field(default=64, ge=1, le=10_000_000)
     """Correctly classified examples that the checks before the attacks look at; more where the attacks take long."""
     rank_by: Threat | None = None
     """Threat model whose worst case ranks the networks; the first radius of the first attack by default."""

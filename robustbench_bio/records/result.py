@@ -1,7 +1,7 @@
 """What was measured and what came of it: spec, outcomes per example, provenance."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -11,16 +11,16 @@ from robustbench_bio.core.version import __version__
 if TYPE_CHECKING:
     import pandas as pd
 
-from robustbench_bio.records.base import Precision, Record, Scalar, Sha256
-from robustbench_bio.records.gradient import Gradient
+from robustbench_bio.records.base import Precision, Record, Scalar, Seconds, SecondSchema, Seed, Sha256, Version
+from robustbench_bio.records.gradient import MOST_DRAWS, Gradient
 from robustbench_bio.records.threat import Threat
 
 
 class EvalSpec(Record):
     """What is measured. Equal specs have equal outcomes, so the hash of a spec is its key in a store."""
 
-    schema_version: Literal[2] = 2
-    version: str = __version__
+    schema_version: SecondSchema = 2
+    version: Version = __version__
     model: str
     network_sha256: Sha256
     """Fingerprint of the network: parameters, buffers, and what it computes from them."""
@@ -35,8 +35,8 @@ class EvalSpec(Record):
     gradient: Gradient
     backend: str = "native"
     precision: Precision
-    seed: int
-    draws: int = Field(default=1, ge=1)
+    seed: Seed
+    draws: int = Field(default=1, ge=1, le=MOST_DRAWS)
     """Forward passes whose mean prediction counts; 1 for a network that always answers the same."""
     batch_size: int | None = Field(default=None, ge=1)
     """Examples attacked together, where the outcome depends on it: under other libraries' attacks, which draw for a
@@ -103,7 +103,7 @@ class Outcomes(Record):
 class Provenance(Record):
     """Where a result comes from; none of it takes part in the key."""
 
-    seconds: float = Field(ge=0)
+    seconds: Seconds
     device: str
     created: str
     packages: dict[str, str]

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.records.base import Identifier, Record
+from robustbench_bio.records.base import Identifier, Record, Text
 from robustbench_bio.records.genotype import MAX_NODES, Primitive, parse_primitive
 
 
@@ -22,16 +22,16 @@ class Space(Record):
     """
 
     name: Identifier
-    title: str
-    summary: str = ""
-    reference: str = ""
-    primitives: list[str] = Field(min_length=2)
+    title: Text
+    summary: Text = ""
+    reference: Text = ""
+    primitives: list[str] = Field(min_length=2, max_length=1000)
     nodes: int = Field(default=4, ge=1, le=MAX_NODES)
     stem: Literal["cifar"] = "cifar"
-    partial: int = Field(default=1, ge=1)
+    partial: int = Field(default=1, ge=1, le=4096)
     pool_norm: bool = True
-    channels: int = Field(default=16, ge=1)
-    layers: int = Field(default=8, ge=1)
+    channels: int = Field(default=16, ge=1, le=4096)
+    layers: int = Field(default=8, ge=1, le=1000)
 
     @field_validator("primitives")
     @classmethod

@@ -27,6 +27,9 @@ NATURAL_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 
 #: Relative slack of the judge for rounding in float32: x + delta is rounded to the grid of x, not of delta.
 TOLERANCE = 1e-6
 
+#: The largest radius in any norm; in l1 or l0 an image of a million values can change by no more.
+MAX_EPS = 1_000_000
+
 
 def parse_eps(text: str) -> float:
     """Read one radius: `8/255`, `0.03`.
@@ -63,6 +66,8 @@ def check_eps(eps: float, norm: str) -> float:
         raise UserError(f"expected eps > 0, got {eps:g}")
     elif norm == "linf" and eps > 1:
         raise UserError(f"expected eps in (0, 1], got {eps:g}: eps is in input units, did you mean {eps:g}/255?")
+    if eps > MAX_EPS:
+        raise UserError(f"expected eps up to {MAX_EPS:,}, got {eps:g}: eps is in input units, which lie in [0, 1]")
     return eps
 
 

@@ -1,13 +1,16 @@
 """Boards: what is submitted is checked, what is claimed can be proved, and what differs by chance shares a rank."""
 
+import base64
+import copy
 import csv
+import hashlib
 import io
 import json
 import random
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -682,6 +685,14 @@ def moved_gallery(document: dict[str, Any]) -> None:
     document["gallery"]["labels"] = [(label + 1) % 10 for label in labels]
 
 
+def shorter_gallery(document: dict[str, Any]) -> None:
+    kept = document["gallery"]
+    for name in ("ids", "labels", "predictions"):
+        kept[name] = kept[name][:1]
+    for name in ("x", "delta"):
+        kept[name] = base64.b64encode(base64.b64decode(kept[name])[:64]).decode()
+
+
 def answered_gallery(document: dict[str, Any]) -> None:
     document["gallery"]["predictions"] = [(p + 1) % 10 for p in document["gallery"]["predictions"]]
 
@@ -709,6 +720,19 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "other answers": (answered_gallery, "gallery: 8 predictions"),
     "other facts": (lambda d: d["facts"].update(parameters=1.0), "facts: not those of the network"),
     "no verdict": (lambda d: d.update(finding=None), "finding: is missing"),
+    "no gallery": (lambda d: d.update(gallery=None), "gallery: expected 8 examples"),
+    "a shorter gallery": (shorter_gallery, "gallery: expected 8 examples"),
+    "a gallery of another shape": (lambda d: d["gallery"].update(shape=[1, 4, 16]), "gallery: expected images of the"),
+    "queries of no whole number": (
+        lambda d: first_pgd(d).update(queries_mean=first_pgd(d)["queries_mean"] + 0.001), "the mean of whole numbers"),
+    "another time": (lambda d: d["provenance"].update(seconds=0.0), "provenance.seconds: expected the sum"),
+    "true for one": (lambda d: first_pgd(d)["spec"]["params"].update(restarts=True), "params: expected"),
+    "one and a point": (lambda d: first_pgd(d)["spec"]["params"].update(restarts=1.0), "params: expected"),
+    "one for true": (lambda d: first_pgd(d)["spec"]["params"].update(early_exit=1), "params: expected"),
+    "more examples looked at": (lambda d: d["finding"].update(n=d["finding"]["n"] + 1), "finding: n: expected"),
+    "a reason of no check": (lambda d: d["finding"].update(reason="trust me"), "finding: reason: expected the name"),
+    "a verdict without its check": (
+        lambda d: d["finding"].update(verdict="masked", reason="no check fired", flags=[]), "finding: "),
 }  # fmt: skip
 
 
@@ -733,6 +757,116 @@ def test_a_flipped_bit_is_found_by_measuring_again(place: Place, monkeypatch: py
     assert faults(place, fraction=1) == ""
     forge(place, flip)
     assert "claimed that it is robust, measured again it is fooled" in faults(place, fraction=1)
+
+
+NONSENSE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a script for a version": for_each_spec("version", "0.1.<script>"),
+    "a version of two lines": for_each_spec("version", "0.1.0\n"),
+    "words for a commit": lambda d: d.update(commit="of yesterday"),
+    "words for a date": lambda d: d["provenance"].update(created="yesterday"),
+    "escapes for a device": lambda d: d["provenance"].update(device="\x1b[2J"),
+    "a novel for a device": lambda d: d["provenance"].update(device="x" * 501),
+    "escapes for a package": lambda d: d["provenance"]["packages"].update({"\x1b[2J": "1"}),
+    "a flag of two words": lambda d: d["finding"].update(flags=["trust me"]),
+    "escapes in a reason": lambda d: d["finding"].update(reason="\x1b[2J"),
+    "escapes in a fact": lambda d: d["facts"].update({"a\x07": 1.0}),
+    "escapes in a parameter": lambda d: first_pgd(d)["spec"]["params"].update(x="\x07"),
+    "escapes in a card": lambda d: d["card"].update(summary="\x07"),
+    "an image twice": lambda d: d["gallery"].update(ids=[d["gallery"]["ids"][0]] * len(d["gallery"]["ids"])),
+    "endless time": lambda d: d["provenance"].update(seconds=1e300),
+    "endless queries": lambda d: first_pgd(d).update(queries_mean=1e300),
+    "a huge radius": lambda d: d["rank_by"].update(norm="l2", eps=1e300),
+    "a huge seed": for_each_spec("seed", 2**63),
+    "many draws": for_each_spec("draws", 10**9),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_what_no_entry_can_say_is_refused_when_it_is_read(name: str, place: Place) -> None:
+    document = place.entry()
+    NONSENSE[name](document)
+    document["card_sha256"] = hashlib.sha256(
+        json.dumps(document["card"], sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
+    place.file.write_text(json.dumps(document))
+    with pytest.raises(UserError) as caught:
+        catalog.entry(place.file)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_an_entry_that_says_one_thing_twice_is_refused(place: Place) -> None:
+    text = place.file.read_text()
+    place.file.write_text(text.replace('"commit":', '"commit": "", "commit":', 1))
+    with pytest.raises(UserError, match="the key 'commit' twice"):
+        catalog.entry(place.file)
+
+
+def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the path and value of everything in a document that is no table and no list."""
+    if isinstance(node, dict | list):
+        for key, inside in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from leaves(inside, (*path, key))
+    else:
+        yield path, node
+
+
+def test_no_whole_number_of_an_entry_may_be_written_as_another_kind(place: Place) -> None:
+    """1.0 and true are equal to 1 in Python, and so to a careless comparison."""
+    document = place.entry()
+    document["measurements"] = document["measurements"][:2]  # the others are like them
+    whole = [(path, value) for path, value in leaves(document) if type(value) is int]
+    assert len(whole) > 40
+    for path, value in whole:
+        for other in (float(value), bool(value)):
+            spoilt = copy.deepcopy(document)
+            node = spoilt
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = other
+            try:
+                read = Entry.from_json(json.dumps(spoilt), "x")
+            except UserError:
+                continue
+            # A parameter may be of any kind; then its spec has another key than the board's.
+            assert "params" in path or "net" in path, path
+            keys = [[m.spec.key() for m in one.measurements] for one in (read, catalog.entry(place.file))]
+            assert keys[0] != keys[1][:2] or read.card_sha256 != read.card.sha256()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [0, 2])
+def test_forged_queries_are_found_by_measuring_again(
+    factor: int, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verifying, "verdict_faults", lambda *_: [])
+    forge(place, lambda d: first_pgd(d).update(queries_mean=factor * first_pgd(d)["queries_mean"]))
+    assert "queries_mean: claimed" in faults(place, fraction=1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "spent", "fault"),
+    [([0, 1, 3], 10, ""), ([0, 1, 2, 3], 11, ""), ([0, 1, 3], 20, "all took 60"), ([0, 1, 3], 4, "all took 12"),
+     ([0, 1], 4, ""), ([0, 1], 20, "2 of them took 40")],
+)  # fmt: skip
+def test_queries_of_a_part_are_a_lower_bound_and_those_of_all_are_the_sum(
+    rows: list[int], spent: int, fault: str
+) -> None:
+    clean = [True, True, False, True]
+    measured = Measured(spec=result().spec, clean=pack(clean), robust=pack([False] * 4), queries_mean=10.0, seconds=1.0)
+    again = [Outcome(clean[row], robust=False, queries=spent) for row in rows]
+    assert fault in replay.queries_fault(measured, rows, again)
+    assert bool(fault) == bool(replay.queries_fault(measured, rows, again))
+
+
+@pytest.mark.slow
+def test_a_forged_reason_or_flag_is_found_by_probing_again(place: Place) -> None:
+    flags = place.entry()["finding"]["flags"]
+    forge(place, lambda document: document["finding"].update(flags=[*flags, "zero-gradient"]))
+    assert "finding: flags: zero-gradient: diagnosed again it is otherwise" in faults(place, fraction=1)
+    name = place.entry()["finding"]["reason"].partition(": ")[0]
+    forge(place, lambda document: document["finding"].update(flags=flags, reason=f"{name}: all is well"))
+    assert "finding: reason: claimed" in faults(place, fraction=1)
 
 
 @pytest.mark.slow

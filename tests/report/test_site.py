@@ -131,20 +131,22 @@ NASTY = '<script>alert(1)</script>"><img src=x onerror=alert(1)>\u2028{{ 7 * 7 }
 
 
 def nasty(contest: Board) -> Entry:
-    """Return an entry that says something dangerous wherever a submitter may say anything."""
+    """Return an entry that says something dangerous wherever it holds a text, also where records refuse it."""
     card = card_of(
-        "zz-nasty", title=NASTY, summary=NASTY, reference=NASTY, licence=NASTY, rule=f"bp,{NASTY}=usf",
-        net={"name": NASTY, NASTY: NASTY}, datasets={"digits": TrainedNet(recipe=Recipe(), trained_on=NASTY)},
+        "zz-nasty", net={"name": NASTY, NASTY: NASTY}, datasets={"digits": TrainedNet(recipe=Recipe())}
+    ).model_copy(
+        update={"title": NASTY, "summary": NASTY, "reference": NASTY, "licence": NASTY, "rule": f"bp,{NASTY}=usf",
+                "datasets": {"digits": TrainedNet(recipe=Recipe()).model_copy(update={"trained_on": NASTY})}},
     )  # fmt: skip
     cells = catalog.genotype("biodarts").model_copy(update={"source": NASTY})
-    finding = Finding(verdict="masked", reason=NASTY, flags=[NASTY], n=3)
+    finding = Finding(verdict="masked", reason="", n=3).model_copy(update={"reason": NASTY, "flags": [NASTY]})
     provenance = Provenance(seconds=1.0, device=NASTY, created=NASTY, packages={NASTY: NASTY}, notices=[NASTY])
-    found = entry("zz-nasty", contest, 0.01, 5, card=card)
+    found = entry("zz-nasty", contest, 0.01, 5)
     first = found.measurements[0]
     evil = first.model_copy(update={"spec": first.spec.model_copy(update={"params": {NASTY: NASTY}})})
-    return entry(
-        "zz-nasty", contest, 0.01, 5, card=card, genotype=cells, finding=finding, provenance=provenance, commit=NASTY,
-        facts={NASTY: NASTY}, measurements=[evil, *found.measurements[1:]],
+    return found.model_copy(
+        update={"card": card, "genotype": cells, "finding": finding, "provenance": provenance, "commit": NASTY,
+                "facts": {NASTY: NASTY}, "measurements": [evil, *found.measurements[1:]]},
     )  # fmt: skip
 
 
@@ -325,7 +327,9 @@ def test_the_entry_lies_beside_its_page(built: Path) -> None:
     for name, (_, entries) in boards.items():
         for one in entries:
             text = (built / "models" / name / f"{one.model}.json").read_text("utf-8")
-            assert Entry.from_json(text, "entry") == one
+            assert json.loads(text) == one.model_dump(mode="json")
+            if one.model != "zz-nasty":  # which records refuse
+                assert Entry.from_json(text, "entry") == one
 
 
 class Drawing(HTMLParser):
@@ -445,9 +449,10 @@ def test_motifs_are_drawn_where_they_stand_with_a_legend_of_their_signs() -> Non
     assert isinstance(space, MotifSpace)
     motifs = {one.name: one.motif for one in space.motifs if not one.malformed}
     names = ["m3", "m2", "m2", "m3", "m3", "m2"]  # of these, 1, 3 and 4 halve the map
-    cells = MotifGenotype(name="some", source=NASTY, inputs=3, cells=tuple(motifs[name] for name in names))
+    cells = MotifGenotype(name="some", source="", inputs=3, cells=tuple(motifs[name] for name in names))
+    cells = cells.model_copy(update={"source": NASTY})
     card = card_of("spiking", net={"name": "motifs", "genotype": "some"})
-    one = entry("spiking", card=card, genotype=cells)
+    one = entry("spiking", card=card).model_copy(update={"genotype": cells})
     assert [title for title, _ in cell_views.cell_drawings(one)] == ["Cell 0: m3", "Cells 2, 5: m2"]
     assert cell_views.wiring(one).startswith("stem → 0: m3 → halving → 2: m2 → halving → halving → 5: m2 → classifier.")
     keys = {key.style: key.text for key in cell_views.cell_keys(one)}
@@ -837,3 +842,12 @@ def test_the_committed_boards_make_a_site_with_a_page_for_every_entry(tmp_path: 
     written = {path.name for path in site.build_site(boards, tmp_path / "site")}
     assert sum(len(entries) for _, entries in boards.values()) >= 17
     assert {f"{entry.model}.html" for _, entries in boards.values() for entry in entries} <= written
+
+
+def test_what_nobody_can_measure_again_is_shown_as_the_submitters_word(built: Path) -> None:
+    text = (built / "models" / "digits-linf" / "bionas-darts.html").read_text("utf-8")
+    before, said, after = text.partition("The submitter’s word")
+    assert said
+    assert all(f"<dt>{name}</dt>" in after for name in ("commit", "seconds", "device", "created", "packages.torch"))
+    assert not any(f"<dt>{name}</dt>" in before for name in ("commit", "device", "created"))
+    assert "<dt>weights sha256</dt>" in before
