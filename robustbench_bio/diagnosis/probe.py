@@ -10,7 +10,7 @@ from robustbench_bio.diagnosis.diagnose import diagnose
 from robustbench_bio.evaluation.plan import Slice, Subject
 from robustbench_bio.evaluation.store import Store
 from robustbench_bio.records.base import Record
-from robustbench_bio.records.diagnosis import Diagnosis, verdict_on
+from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.gradient import EXACT, Gradient
 from robustbench_bio.records.threat import Threat
 
@@ -56,8 +56,7 @@ def probe(
     """
     if threat.norm not in DIAGNOSED:
         check = classifies(subject.net, examples.x, examples.y)
-        verdict, reason = verdict_on([check])
-        return Diagnosis(verdict=verdict, reason=reason, checks=[check], n=0, seconds=0) if check.fired else None
+        return Diagnosis.of([check], 0, 0.0) if check.fired else None
     rules = rules_of(subject.net)
     question = _Question(
         network_sha256=subject.fingerprint(examples.x),

@@ -44,9 +44,10 @@ class Check(Record):
     @property
     def line(self) -> str:
         """What was found, where and on how much, in one line."""
+        name = "no classifier" if self.name == NO_CLASSIFIER else self.name
         where = f" at {self.threat}" if self.threat else ""
         images = f" on {self.n} images" if self.n else ""
-        return f"{self.name.replace('-', ' ') if self.name == NO_CLASSIFIER else self.name}{where}{images}: {self.detail}"
+        return f"{name}{where}{images}: {self.detail}"
 
 
 class Answer(NamedTuple):
