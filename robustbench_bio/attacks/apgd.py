@@ -56,10 +56,6 @@ class _AutoPGD(Attack):
     @final
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         objective = self._objective(model, x, y)
-        # The first l1 ball is larger than the threat's, and so is the region that its starts are drawn from.
-        ball = Threat("l1", SHRINKING[0][0] * threat.eps, threat.bounds) if threat.norm == "l1" else threat
-        method = self._run_shrinking if threat.norm == "l1" else self._run
-
         # Runs that never end early have nothing to gain from each other, and the last of them is to be proposed; those
         # of a random network are weighed against each other one by one.
         one_by_one = model.random or not self.early_exit
@@ -69,42 +65,91 @@ class _AutoPGD(Attack):
         for number, rows in attempts:
             targets, restart = groups[number // self.restarts], number % self.restarts
             draws = [rng.take(rows).child(f"{target}/{restart}") for target in targets]
-            starts = [border_start(ball, x[rows], draw) for draw in draws]
-            runs = Runs.towards(x[rows], y[rows], starts, objective.against[targets][:, rows])
-            attempts.add(_best_of(method(model, runs, threat, objective.loss), len(targets)))
+            run = apgd_at_once(
+                model,
+                x[rows],
+                y[rows],
+                threat,
+                objective.loss,
+                objective.against[targets][:, rows],
+                draws,
+                steps=self.steps,
+                rho=self.rho,
+                early_exit=self.early_exit,
+            )
+            attempts.add(run)
         return attempts.best._replace(queries=attempts.best.queries + objective.queries)
 
-    def _run(self, model: WhiteBoxModel, runs: Runs, threat: Threat, loss: AttackLoss) -> Proposal:
-        return run_apgd(model, runs, threat, loss, steps=self.steps, rho=self.rho, early_exit=self.early_exit)
 
-    def _run_shrinking(self, model: WhiteBoxModel, runs: Runs, threat: Threat, loss: AttackLoss) -> Proposal:
-        """Run in balls that shrink to the threat's, each from the best point of the one before (2021, sec. 3.3)."""
-        fooled = torch.zeros_like(runs.y, dtype=torch.bool)
-        x_adv, queries, steps = runs.start.clone(), torch.zeros_like(runs.y), torch.zeros_like(runs.y)
-        active, left = torch.arange(len(runs.y), device=runs.y.device), self.steps
-        for i, (factor, share) in enumerate(SHRINKING):
-            last = i + 1 == len(SHRINKING)
-            ball = Threat("l1", factor * threat.eps, threat.bounds)
-            budget = left if last else min(left, math.ceil(share * self.steps))
-            left -= budget
-            part = run_apgd(
-                model,
-                runs.take(active, ball.project(runs.x[active], x_adv[active])),
-                threat,
-                loss,
-                steps=budget,
-                early_exit=self.early_exit,
-                ball=None if last else ball,
-                fresh=False,
-            )
-            assert part.fooled is not None  # noqa: S101
-            x_adv[active], fooled[active] = part.x_adv, part.fooled
-            queries[active] += part.queries
-            steps[active] += part.steps
-            active = active[~same_example(runs.example[active], fooled[active])]
-            if len(active) == 0:
-                break
-        return Proposal(x_adv, queries, steps, fooled)
+def apgd_at_once(
+    model: WhiteBoxModel,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    loss: AttackLoss,
+    against: Tensor,
+    draws: list[ExampleRng],
+    *,
+    steps: int,
+    rho: float = 0.75,
+    early_exit: bool = True,
+) -> Proposal:
+    """Make k runs of Auto-PGD on each example side by side, from random starts, until one of them succeeds.
+
+    Args:
+        model: what may be asked of the network.
+        x: [n, C, H, W] centres of the balls.
+        y: int64 [n], true labels.
+        threat: linf, l2 or l1; in l1 the balls shrink to the threat's.
+        loss: what to increase, a function of the logits and of rows of `against`.
+        against: [k, n, ...], for each run.
+        draws: k times one stream per example, for the starts.
+        steps: per run.
+        rho: see `run_apgd`, like early_exit.
+        early_exit: False makes all steps.
+
+    Returns:
+        The first success on each example, else the last run's point of highest loss; the costs of all k runs.
+    """
+    sparse = threat.norm == "l1"
+    # The first l1 ball is larger than the threat's, and so is the region that its starts are drawn from.
+    ball = Threat("l1", SHRINKING[0][0] * threat.eps, threat.bounds) if sparse else threat
+    runs = Runs.towards(x, y, [border_start(ball, x, draw) for draw in draws], against)
+    method = _run_shrinking if sparse else run_apgd
+    return _best_of(method(model, runs, threat, loss, steps=steps, rho=rho, early_exit=early_exit), len(draws))
+
+
+def _run_shrinking(
+    model: WhiteBoxModel, runs: Runs, threat: Threat, loss: AttackLoss, *, steps: int, rho: float, early_exit: bool
+) -> Proposal:
+    """Run in balls that shrink to the threat's, each from the best point of the one before (2021, sec. 3.3)."""
+    fooled = torch.zeros_like(runs.y, dtype=torch.bool)
+    x_adv, queries, updates = runs.start.clone(), torch.zeros_like(runs.y), torch.zeros_like(runs.y)
+    active, left = torch.arange(len(runs.y), device=runs.y.device), steps
+    for i, (factor, share) in enumerate(SHRINKING):
+        last = i + 1 == len(SHRINKING)
+        ball = Threat("l1", factor * threat.eps, threat.bounds)
+        budget = left if last else min(left, math.ceil(share * steps))
+        left -= budget
+        part = run_apgd(
+            model,
+            runs.take(active, ball.project(runs.x[active], x_adv[active])),
+            threat,
+            loss,
+            steps=budget,
+            rho=rho,
+            early_exit=early_exit,
+            ball=None if last else ball,
+            fresh=False,
+        )
+        assert part.fooled is not None  # noqa: S101
+        x_adv[active], fooled[active] = part.x_adv, part.fooled
+        queries[active] += part.queries
+        updates[active] += part.steps
+        active = active[~same_example(runs.example[active], fooled[active])]
+        if len(active) == 0:
+            break
+    return Proposal(x_adv, queries, updates, fooled)
 
 
 def _best_of(proposal: Proposal, k: int) -> Proposal:

@@ -141,26 +141,27 @@ class Attempts:
     Attributes:
         best: the last proposal for each example, of a random network the one that its mean answer judges worst; costs
             add up over the attempts.
+        active: int64 [m], the rows that the next attempt is for.
     """
 
     def __init__(self, model: WhiteBoxModel, x: Tensor, y: Tensor, count: int) -> None:
         self.best = Proposal(x.clone(), torch.zeros_like(y), torch.zeros_like(y))
         self._model, self._y, self._left = model, y, count
-        self._active = torch.arange(len(y), device=y.device)
+        self.active = torch.arange(len(y), device=y.device)
         self._margin = torch.full_like(x[:, 0, 0, 0], -torch.inf)
         self._weighs = model.random and count > 1
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the number of each attempt and the rows that it is for, int64 [m]."""
         for number in range(self._left):
-            yield number, self._active
-            if len(self._active) == 0:
+            yield number, self.active
+            if len(self.active) == 0:
                 return
 
     def add(self, proposal: Proposal) -> None:
         """Keep what an attempt proposes for the rows that it was for, and leave those alone that it fooled."""
         x_adv, queries, steps, fooled = proposal
-        active = self._active
+        active = self.active
         self.best.queries[active] += queries
         self.best.steps[active] += steps
         self._left -= 1
@@ -175,4 +176,4 @@ class Attempts:
             self.best.queries[active] += self._model.answer_cost
         self.best.x_adv[active[worst]] = x_adv[worst]
         if fooled is not None:
-            self._active = active[~fooled]
+            self.active = active[~fooled]

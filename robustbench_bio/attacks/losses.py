@@ -5,6 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_bio.attacks.access.white_box import AttackLoss, WhiteBoxModel, margin
+from robustbench_bio.records.threat import Threat
+
+#: Wrong classes of which `nearest_targets` asks how near they are.
+CANDIDATES = 9
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -20,6 +24,14 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Margin of the probabilities (PMA, arXiv:2411.15210): [n, K], labels [n] → [n], in [−1, 1].
+
+    Steep where the network wavers between two classes, flat where it is sure.
+    """
+    return margin(logits.softmax(1), y)
 
 
 def targeted_margin(logits: Tensor, pair: Tensor) -> Tensor:
@@ -50,6 +62,22 @@ def likely_targets(model: WhiteBoxModel, x: Tensor, y: Tensor, targets: int) -> 
     if wrong < targets:
         model.notice(f"{targets} target classes asked for, {wrong} used: the network has {wrong + 1} classes")
     return _others(logits, y).topk(min(targets, wrong), dim=1).indices
+
+
+def nearest_targets(model: WhiteBoxModel, x: Tensor, logits: Tensor, y: Tensor, threat: Threat, targets: int) -> Tensor:
+    """Return the wrong classes whose linearised boundaries are nearest, nearest first: int64 [n, min(targets, K − 1)].
+
+    The distance is the margin over the dual norm of its gradient (MALT, Melamed et al. 2024, arXiv:2407.02240), from
+    the logits [n, K] at x; asked for the nine likeliest classes (`CANDIDATES`), a gradient each.
+    """
+    likely = _others(logits, y).topk(min(CANDIDATES, logits.shape[1] - 1), dim=1).indices
+    distances = []
+    for pair in label_target_pairs(y, likely):
+        gradient = model.gradient(x, pair, targeted_margin).gradient
+        slope = (gradient * threat.steepest(gradient)).flatten(1).sum(1)
+        distances.append(-targeted_margin(logits, pair) / slope.clamp_min(1e-30))
+    order = torch.stack(distances, 1).argsort(dim=1, stable=True)[:, :targets]
+    return likely.gather(1, order)
 
 
 def label_target_pairs(y: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,107 @@
+"""Swift: what AutoAttack finds, for a small part of its price."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
+
+from torch import Tensor
+
+from robustbench_bio.attacks.access.white_box import AttackLoss, WhiteBoxModel, margin
+from robustbench_bio.attacks.apgd import apgd_at_once
+from robustbench_bio.attacks.base import ATTACKS, Attack, Attempts, Proposal
+from robustbench_bio.attacks.losses import (
+    CANDIDATES,
+    label_target_pairs,
+    nearest_targets,
+    probability_margin,
+    targeted_margin,
+)
+from robustbench_bio.attacks.runs import target_groups
+from robustbench_bio.core.parameters import at_least
+from robustbench_bio.core.rng import ExampleRng
+from robustbench_bio.records.threat import Norm, Threat
+
+
+class _Round(NamedTuple):
+    """Runs made side by side: what they increase, what it is held against [k, n, ...], their steps and streams."""
+
+    loss: AttackLoss
+    against: Tensor
+    steps: int
+    tags: list[str]
+
+
+@final
+@ATTACKS.register("swift")
+@dataclass(frozen=True, kw_only=True)
+class Swift(Attack):
+    """Short runs of Auto-PGD, first on all examples, then on those that have come near the boundary.
+
+    All get a run on the margin of the probabilities (PMA, arXiv:2411.15210) and one on that of the logits, which no
+    scale of the logits flattens. Who then still has more than a share of the clean margin is left alone as hopeless.
+    The others get runs on the targeted margin, towards the classes with the nearest linearised boundaries (MALT,
+    arXiv:2407.02240), and at last longer ones on the margin of the probabilities. The runs are those of Croce & Hein
+    2020 (arXiv:2003.01690), as in apgd-ce; the order, the losses and when to give up were chosen by what they found.
+
+    Args:
+        steps: per run; the last ones make twice as many.
+        targets: classes to aim at.
+        restarts: longer runs at last.
+        hopeless: share of the clean margin that, where it is left after the first two runs, ends the attack on an
+            example; a large one gives up none.
+    """
+
+    norms: ClassVar[frozenset[Norm]] = frozenset({"linf", "l2", "l1"})
+
+    steps: int = 20
+    targets: int = 4
+    restarts: int = 4
+    hopeless: float = 0.3
+
+    def __post_init__(self) -> None:
+        at_least(
+            steps=(self.steps, 1), targets=(self.targets, 0), restarts=(self.restarts, 0), hopeless=(self.hopeless, 0)
+        )
+
+    def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
+        attempts = Attempts(model, x, y, 2 + self.targets + self.restarts)
+        losses = {"probabilities": probability_margin, "logits": margin}
+        rounds = [_Round(loss, y[None], self.steps, [name]) for name, loss in losses.items()]
+        for number, rows in attempts:
+            loss, against, steps, tags = rounds[number]
+            draws = [rng.take(rows).child(tag) for tag in tags]
+            attempts.add(apgd_at_once(model, x[rows], y[rows], threat, loss, against[:, rows], draws, steps=steps))
+            if number == 1 and len(attempts.active):
+                rounds += self._second_half(model, x, y, threat, attempts)
+            if number + 1 == len(rounds):
+                break
+        return attempts.best
+
+    def _second_half(
+        self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, attempts: Attempts
+    ) -> list[_Round]:
+        """Leave the hopeless alone, and return the rounds for the others."""
+        rows = attempts.active
+        logits, end = model.logits(x[rows]), model.lead(attempts.best.x_adv[rows], y[rows])[0]
+        attempts.best.queries[rows] += 2 * model.answer_cost
+        near = end >= self.hopeless * margin(logits, y[rows])
+        attempts.active = rows = rows[near]
+        rounds = []
+        if self.targets and len(rows):
+            nearest = nearest_targets(model, x[rows], logits[near], y[rows], threat, self.targets)
+            attempts.best.queries[rows] += min(CANDIDATES, logits.shape[1] - 1) * model.gradient_cost
+            pairs = y.new_zeros((nearest.shape[1], len(y), 2))
+            pairs[:, rows] = label_target_pairs(y[rows], nearest)
+            rounds += [
+                _Round(targeted_margin, pairs[group], self.steps, [f"target {k}" for k in group])
+                for group in _groups(model, len(pairs), x)
+            ]
+        rounds += [
+            _Round(probability_margin, y.expand(len(group), -1), 2 * self.steps, [f"restart {k}" for k in group])
+            for group in _groups(model, self.restarts, x)
+        ]
+        return rounds
+
+
+def _groups(model: WhiteBoxModel, runs: int, x: Tensor) -> list[list[int]]:
+    """Return which runs are made side by side; those of a random network are weighed against each other one by one."""
+    return [[k] for k in range(runs)] if model.random else target_groups(runs, x)
