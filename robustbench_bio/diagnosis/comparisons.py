@@ -20,7 +20,7 @@ ENOUGH = 50
 GRADIENT_FREE = ("coordinate", "square", "transfer")
 
 #: Attacks that follow a gradient, for comparisons between finished measurements.
-WHITE_BOX = frozenset({"fgsm", "pgd", "mi-fgsm", "tpgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t"})
+WHITE_BOX = frozenset({"fgsm", "pgd", "mi-fgsm", "tpgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "swift"})
 
 #: Attacks of several losses, targets and restarts: what they leave is more than an upper bound by a single loss.
 STRONG = frozenset({"autoattack", "swift"})

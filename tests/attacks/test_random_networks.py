@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 DRAWS = 20
 
 #: Attacks whose many steps follow a gradient.
-CLIMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "autoattack", "fab-t", "mi-fgsm", "pgd")
+CLIMBERS = ("apgd-ce", "apgd-dlr", "apgd-t", "autoattack", "fab-t", "mi-fgsm", "pgd", "swift")
 
 BUDGET = {"steps": 10, "targets": 3, "queries": 60, "population": 10, "generations": 3, "halvings": 2,
           "restarts": 1}  # fmt: skip
