@@ -31,8 +31,8 @@ def evaluate(
     gradient: Annotated[
         str | None,
         typer.Option(
-            help="exact, rule, both, surrogate:NAME, eot:K (mean of K draws), rule+eot:K "
-            "[default: both with rules, else exact; surrogates for exact with thresholds]."
+            help="exact, rule, own (the network's backward pass), both (rule or own, and exact), surrogate:NAME, eot:K "
+            "(mean of K draws), rule+eot:K [default: rule and exact, exact without rules; surrogates with thresholds]."
         ),
     ] = None,
     backend: Annotated[

@@ -18,13 +18,14 @@ from robustbench_bio.attacks.access.white_box import slope
 from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.mi_fgsm import MIFGSM
 from robustbench_bio.attacks.pgd import PGD
+from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.core.stats import all_of
 from robustbench_bio.diagnosis.comparisons import ENOUGH, compare
 from robustbench_bio.evaluation.judge import judge
 from robustbench_bio.records.diagnosis import Check, Implies
-from robustbench_bio.records.gradient import Gradient
+from robustbench_bio.records.gradient import OWN, Gradient
 from robustbench_bio.records.threat import Threat
 
 #: The surrogate that is tried on networks with thresholds.
@@ -131,11 +132,12 @@ class Checks:
 
     def random_gradient(self) -> Check:
         """Tell whether a second gradient differs though the forward pass does not (brsf with redraws, say)."""
-        mode = "rule" if rules_of(self.model) is not None else "exact"
-        draws = [
-            WhiteBoxModel(self.model, mode, traced=False).gradient(self.x, self.y, cross_entropy).gradient
-            for _ in range(2)
-        ]
+        mode = "rule" if rules_of(self.model) is not None else "own"
+        white_box = WhiteBoxModel(self.model, mode)
+        try:
+            draws = [white_box.gradient(self.x, self.y, cross_entropy).gradient for _ in range(2)]
+        except UserError as error:
+            return _check("random-gradient", False, "", str(error))
         cosine = 1.0 if torch.equal(*draws) else _cosine(*draws).mean().item()
         detail = f"two {mode} gradients of one input have cosine {cosine:.3f}"
         return _check("random-gradient", cosine < 0.999, "", detail, cosine=cosine)
@@ -225,8 +227,11 @@ class Checks:
         Where the trace has a surrogate in it there is no exact gradient: the network's own is another stand-in, not
         a false one. If it is the weaker of the two, numbers measured through it overstate robustness all the same.
         """
-        own = WhiteBoxModel(self.model, "exact", traced=False)
-        theirs = own.gradient(self.x, self.y, cross_entropy).gradient
+        own = WhiteBoxModel(self.model, OWN)
+        try:
+            theirs = own.gradient(self.x, self.y, cross_entropy).gradient
+        except UserError as error:
+            return _check("false-own-gradient", False, "", str(error))
         same = torch.equal(theirs, self.gradient)
         cosine = 1.0 if same else _cosine(theirs, self.gradient).mean().item()
         if self.followed.surrogate:

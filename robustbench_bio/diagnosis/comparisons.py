@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from robustbench_bio.core.stats import all_of, discordant, mcnemar
 from robustbench_bio.records.diagnosis import Check, Implies
-from robustbench_bio.records.gradient import EXACT, RULE
 from robustbench_bio.records.result import Result
 from robustbench_bio.records.threat import Threat
 
@@ -47,8 +46,8 @@ def compare(
 def contradictions(results: Sequence[Result]) -> list[Check]:
     """Return the checks that finished measurements of one network on the same examples allow, fired or not.
 
-    Within each threat model: the same attack through the rule and through the exact gradient; FGSM beside attacks of
-    many steps; `GRADIENT_FREE` beside all that follow the exact gradient. Only native results count.
+    Within each threat model: the same attack through the exact gradient and through the rule or the network's own; FGSM
+    beside attacks of many steps; `GRADIENT_FREE` beside all that follow the exact gradient. Only native results count.
     """
     native = [result for result in results if result.spec.backend == "native"]
     checks: list[Check] = []
@@ -67,9 +66,9 @@ def strongly_attacked(results: Sequence[Result], threat: Threat | None) -> bool:
 
 def _within(results: Sequence[Result]) -> list[Check]:
     """Return the checks that results of one threat model allow."""
-    white = [result for result in results if result.spec.gradient != RULE and result.spec.attack in WHITE_BOX]
+    white = [result for result in results if not result.spec.gradient.claimed and result.spec.attack in WHITE_BOX]
     many = [result for result in white if result.spec.attack != "fgsm"]
-    checks = _rule_against_exact(results)
+    checks = _claimed_against_exact(results)
     if many:
         checks += [_one_step_beats_many(many, result) for result in white if result.spec.attack == "fgsm"]
     if white:
@@ -79,21 +78,21 @@ def _within(results: Sequence[Result]) -> list[Check]:
     return checks
 
 
-def _rule_against_exact(results: Sequence[Result]) -> list[Check]:
+#: Source of a claimed gradient → the check that holds it against the exact one, and how the network says it.
+_CLAIMS = {"rule": ("rule-far-above-exact", "the rule"), "own": ("false-own-gradient", "the network's own gradient")}
+
+
+def _claimed_against_exact(results: Sequence[Result]) -> list[Check]:
     followers = [result for result in results if result.spec.attack in {*WHITE_BOX, "autoattack"}]
-    exact = {_attack_of(result): result for result in followers if result.spec.gradient == EXACT}
-    by_rule = [result for result in followers if result.spec.gradient == RULE and _attack_of(result) in exact]
-    return [
-        compare(
-            "rule-far-above-exact",
-            _robust(result),
-            _robust(exact[_attack_of(result)]),
-            f"{result.spec.attack} through the rule",
-            "through the exact gradient",
-            "masked",
-        )
-        for result in by_rule
-    ]
+    checks = []
+    for result in followers:
+        same = {one.spec.gradient: one for one in followers if _attack_of(one) == _attack_of(result)}
+        exact = result.spec.gradient.held_against(same)
+        if exact is not None:
+            name, source = _CLAIMS[result.spec.gradient.source]
+            names = f"{result.spec.attack} through {source}", "through the exact gradient"
+            checks.append(compare(name, _robust(result), _robust(same[exact]), *names, "masked"))
+    return checks
 
 
 def _attack_of(result: Result) -> tuple[str, str]:

@@ -63,7 +63,7 @@ def diagnose(
     if norm not in ("linf", "l2"):
         raise UserError(f"expected norm linf or l2 for a diagnosis, got {norm!r}")
     threat, kind = Threat.checked(norm, eps), Gradient.read(gradient)
-    if kind.source == "rule":
+    if kind.claimed:
         raise UserError(f"expected gradient exact, eot:K or surrogate:NAME to hold others against, got {str(kind)!r}")
     x, y = examples_of(data)
     threat.check_room(x.shape[1:])

@@ -49,7 +49,8 @@ def probe(
     """Return a short diagnosis of a network, from the store if it was made before.
 
     `examples` must be on the network's device. For any norm but linf and l2 nothing is asked but whether there is a
-    classifier, and None is returned if there is. A `gradient` of rules is held against the exact one.
+    classifier, and None is returned if there is. A `gradient` of rules, or the network's own, is held
+    against the exact one.
 
     Raises:
         UserError: see `diagnose`.
@@ -62,7 +63,7 @@ def probe(
         network_sha256=subject.fingerprint(examples.x),
         data_sha256=examples.sha256,
         threat=threat,
-        gradient=EXACT if gradient.source == "rule" else gradient,
+        gradient=EXACT if gradient.claimed else gradient,
         rules=json.dumps(rules and [rules.assignment, rules.option_values]),
         seed=seed,
         n_examples=n_examples,

@@ -49,9 +49,10 @@ def evaluate(
         norm: "linf", "l2", "l1" or "l0", as the attack serves; by default linf, or what else is natural to the attack.
         eps: radius in input units (pixels for l0), a number or a text such as "8/255"; by default what is natural to
             the norm: 8/255 for linf, 0.5 for l2, 12 for l1, one pixel for l0.
-        gradient: "exact" differentiates the forward pass; "rule" asks the network's learning rules;
-            "surrogate:NAME" puts a smooth stand-in under thresholds; "eot:K" averages K draws, and a network that is
-            random is then attacked and judged by its mean prediction over 20 draws. Also "rule+eot:K".
+        gradient: "exact" differentiates the forward pass; "rule" asks the network's learning rules; "own" asks
+            autograd for the backward pass of its modules, as other libraries do; "surrogate:NAME" puts a smooth
+            stand-in under thresholds; "eot:K" averages K draws, and a network that is random is then attacked and
+            judged by its mean prediction over 20 draws. Also "rule+eot:K" and so on.
         backend: "native", or the library that runs the attack; its draws belong to batches.
         seed: of the attack's draws; each example has its own stream, so batches do not matter.
         batch_size: examples attacked together, at least 1.

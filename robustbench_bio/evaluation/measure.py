@@ -154,7 +154,7 @@ def _remarks(gradient: Gradient, draws: int) -> list[str]:
     """Return what a reader must know of a measurement with an expectation over draws."""
     if draws > 1:
         return [f"a random network: judged by the mean class probabilities of {draws} forward passes per input"]
-    if gradient.draws and gradient.source != "rule":
+    if gradient.draws and not gradient.claimed:
         return [f"eot:{gradient.draws} averages equal gradients: this network is not random, exact gives the same"]
     return []
 

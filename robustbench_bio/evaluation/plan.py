@@ -219,13 +219,13 @@ class Plan:
     def applies(self, measurement: Measurement, subject: Subject) -> bool:
         """Tell whether a measurement can be made on a network.
 
-        A rule gradient needs rules. An attack that follows the exact gradient needs a network without thresholds,
-        one that follows a surrogate needs thresholds.
+        A rule gradient needs rules; a network without any has its own instead. An attack that follows the exact
+        gradient needs a network without thresholds, one that follows a surrogate needs thresholds.
         """
         if self.as_asked:
             return True
-        if measurement.gradient.source == "rule":
-            return subject.has_rules
+        if measurement.gradient.claimed:
+            return subject.has_rules == (measurement.gradient.source == "rule")
         return bool(measurement.gradient.surrogate) == (measurement.white_box and self.has_thresholds(subject))
 
     def has_thresholds(self, subject: Subject) -> bool:

@@ -16,7 +16,7 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
 from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject
 from robustbench_bio.records.base import Precision
-from robustbench_bio.records.gradient import EXACT, RULE, Gradient
+from robustbench_bio.records.gradient import EXACT, OWN, RULE, Gradient
 from robustbench_bio.records.preset import AskedMeasurement, AttackPreset
 from robustbench_bio.records.threat import Threat, check_eps, parse_eps
 from robustbench_bio.zoo import catalog
@@ -32,7 +32,7 @@ class AskedAttack:
 
     Attributes:
         threats: one for each radius.
-        gradient: text of a gradient, "both" for rule and exact, or None for what fits the network.
+        gradient: text of a gradient, "both" for rule (own without rules) and exact, or None for what fits the network.
         backend: "native", a library, or "all": native first, then every library that can do the same.
     """
 
@@ -117,14 +117,15 @@ def gradients_of(net: torch.nn.Module, asked: str | None, x: torch.Tensor) -> li
 
     Default: exact, or surrogates where thresholds leave no exact gradient; after rule where the network has rules.
 
-    `asked` is the text of a gradient, "both" for rule and exact, or None for the default. x holds an input or two [n,
-    C, H, W] to look for thresholds with.
+    `asked` is the text of a gradient, "both" for exact and what the network says it is (its rules', its own without
+    any), or None for the default. x holds an input or two [n, C, H, W] to look for thresholds with.
     """
+    has_rules = Subject("", net).has_rules
     if asked == "both":
-        return [RULE, EXACT]
+        return [RULE if has_rules else OWN, EXACT]
     if asked is not None:
         return [Gradient.read(asked)]
-    by_rule = [RULE] if Subject("", net).has_rules else []
+    by_rule = [RULE] if has_rules else []
     return [*by_rule, *followed(net, x)]
 
 

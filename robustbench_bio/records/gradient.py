@@ -1,7 +1,8 @@
 """Which gradient an attack follows, as one text."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from robustbench_bio.core.errors import UserError
 
@@ -9,7 +10,9 @@ if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
 #: What a gradient's text may be.
-FORMS = "exact, rule, surrogate:NAME, eot:K, rule+eot:K or surrogate:NAME+eot:K"
+FORMS = "exact, rule, own, surrogate:NAME, eot:K, rule+eot:K, own+eot:K or surrogate:NAME+eot:K"
+
+Source = Literal["exact", "rule", "own", "surrogate"]
 
 #: Draws that an expectation may average; more would be a slip of the finger.
 MOST_DRAWS = 10_000
@@ -19,12 +22,13 @@ MOST_DRAWS = 10_000
 class Gradient:
     """How the input gradient comes about.
 
-    `exact` differentiates the forward pass, `rule` asks the network's learning rules, `surrogate:NAME` differentiates
+    `exact` differentiates the forward pass, `rule` asks the network's learning rules, `own` asks PyTorch for the
+    backward pass of the network's modules, whatever their custom functions hand down, `surrogate:NAME` differentiates
     the forward pass with a smooth stand-in for every threshold and rounding. `+eot:K` averages K draws of a random
     network or rule (expectation over transformation: Athalye et al. 2018, arXiv:1707.07397); `eot:K` alone is exact.
     """
 
-    source: Literal["exact", "rule", "surrogate"]
+    source: Source
     surrogate: str = ""
     """Name of the stand-in, "" for the other sources."""
     draws: int = 0
@@ -40,7 +44,7 @@ class Gradient:
             source, eot = "exact", source
         kind, _, name = source.partition(":")
         draws = _draws(eot) if plus or eot else 0
-        if draws is None or kind not in ("exact", "rule", "surrogate") or bool(name) != (kind == "surrogate"):
+        if draws is None or kind not in get_args(Source) or bool(name) != (kind == "surrogate"):
             raise UserError(f"expected a gradient such as {FORMS}, got {text!r}")
         return cls(kind, name, draws)  # type: ignore[arg-type]
 
@@ -49,6 +53,16 @@ class Gradient:
         if not self.draws:
             return source
         return f"eot:{self.draws}" if source == "exact" else f"{source}+eot:{self.draws}"
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the network says what it is, by its rules or its modules: it may be false."""
+        return self.source in ("rule", "own")
+
+    def held_against(self, others: "Iterable[Gradient]") -> "Gradient | None":
+        """Return the exact gradient among others that shows a claimed one false: of as many draws if there is one."""
+        exact = [other for other in others if other.source == "exact" and self.claimed]
+        return min(exact, key=lambda other: (other.draws != self.draws, other.draws), default=None)
 
     @classmethod
     def _of_record(cls, value: object) -> "Gradient":
@@ -68,8 +82,9 @@ class Gradient:
         return core_schema.no_info_plain_validator_function(cls._of_record, serialization=written)
 
 
-#: What most attacks of this package follow: the derivative of the forward pass, and what learning rules hand down.
-EXACT, RULE = Gradient("exact"), Gradient("rule")
+#: What most attacks of this package follow: the derivative of the forward pass, and what learning rules hand down; and
+#: what any network's modules do.
+EXACT, RULE, OWN = Gradient("exact"), Gradient("rule"), Gradient("own")
 
 
 def _draws(text: str) -> int | None:

@@ -36,7 +36,7 @@ class PresetAttack(Record):
     eps: list[str] = Field(min_length=1)
     """Radii as people write them, such as "8/255"; whole pixels for l0."""
     gradients: list[Gradient] = Field(default=[RULE, EXACT], min_length=1)
-    """Networks without rules are not attacked with "rule"."""
+    """Networks without rules are not attacked with "rule", networks with rules not with "own"."""
     params: dict[str, Scalar] = Field(default_factory=dict)
 
     @field_validator("eps")

@@ -6,7 +6,7 @@ from typing import Any
 
 from robustbench_bio.core.stats import wilson
 from robustbench_bio.diagnosis.grid import GridResult
-from robustbench_bio.records.gradient import EXACT, RULE
+from robustbench_bio.records.gradient import EXACT
 from robustbench_bio.records.result import Result
 from robustbench_bio.report.figures import new_figure
 from robustbench_bio.report.palette import SERIES
@@ -41,18 +41,18 @@ def curve_places(grid: GridResult) -> dict[str, dict[str, list[int]]]:
 
 
 def plot(grid: GridResult, norm: str, chosen: dict[str, list[int]]) -> Any:
-    """Return one panel for each network: exact gradient solid, rule gradient dashed, Wilson bands."""
+    """Return one panel for each network: exact gradient solid, rules' and own gradient dashed, Wilson bands."""
     columns = min(PANELS_BESIDE, len(grid.networks))
     figure, axes = new_figure(columns, -(-len(grid.networks) // columns), squeeze=False, sharex=True, sharey=True)
     unit, label = (255, "eps (linf, in 255ths)") if norm == "linf" else (1, f"eps ({norm})")
-    gradients = dict.fromkeys((EXACT, RULE, *(measurement.gradient for measurement in grid.measurements)))
+    gradients = dict.fromkeys((EXACT, *(measurement.gradient for measurement in grid.measurements)))
     lines = [(name, gradient) for name in chosen for gradient in gradients]
     for panel, network in zip(axes.flat, grid.networks, strict=False):
         for colour, (name, gradient) in zip(itertools.cycle(SERIES), lines, strict=False):
             same = [network.results[place] for place in chosen[name] if grid.measurements[place].gradient == gradient]
             results = [result for result in same if result is not None]
             if results:
-                style = {EXACT: "-", RULE: "--"}.get(gradient, ":")
+                style = "--" if gradient.claimed else "-" if gradient == EXACT else ":"
                 _draw(panel, results, unit, color=colour.light, linestyle=style, label=f"{name}, {gradient} gradient")
         panel.set(title=network.model, xlabel=label, ylabel="robust accuracy (%)", ylim=(0, 100))
         panel.label_outer()

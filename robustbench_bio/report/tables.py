@@ -9,7 +9,6 @@ from rich.table import Table
 from robustbench_bio.core.stats import wilson
 from robustbench_bio.evaluation.worst_case import worst_cases
 from robustbench_bio.records.diagnosis import Diagnosis
-from robustbench_bio.records.gradient import EXACT, RULE
 from robustbench_bio.records.result import Result
 from robustbench_bio.records.threat import Threat
 
@@ -50,7 +49,10 @@ def markdown_row(values: Iterable[str]) -> str:
 def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) -> Table:
     """Return one row per result, two gradients of one attack beside each other, the gap, and what to think of it."""
     first = results[0]
-    legend = "robust accuracy with Wilson 95 % interval; gap = rule − exact; * = from the store"
+    claimed = dict.fromkeys(result.spec.gradient.source for result in results if result.spec.gradient.claimed)
+    legend = (
+        f"robust accuracy with Wilson 95 % interval; gap = {' or '.join(claimed) or 'rule'} − exact; * = from the store"
+    )
     notes = dict.fromkeys(f"note: {text}" for result in results for text in result.provenance.notices)
     others = any(result.spec.backend != "native" for result in results)
     named = f"{first.spec.attack}: " if others else ""
@@ -65,15 +67,15 @@ def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) ->
         table.add_column(name, no_wrap=True)
     for name in ("robust %", "gap", "queries", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
-    exact = {_attack_of(r): r.robust_accuracy for r in results if r.spec.gradient == EXACT}
     for result in results:
-        reference = exact.get(_attack_of(result)) if result.spec.gradient == RULE else None
+        same = {one.spec.gradient: one for one in results if _attack_of(one) == _attack_of(result)}
+        exact = result.spec.gradient.held_against(same)
         table.add_row(
             result.spec.backend if others else result.spec.attack,
             str(result.spec.threat),
             str(result.spec.gradient),
             with_interval(sum(result.outcomes_record.robust_correct()), result.n),
-            "" if reference is None else f"{100 * (result.robust_accuracy - reference):+.1f}",
+            "" if exact is None else f"{100 * (result.robust_accuracy - same[exact].robust_accuracy):+.1f}",
             f"{result.queries_mean:.1f}",
             f"{result.provenance.seconds:.1f}{'*' if result.from_store else ''}",
         )

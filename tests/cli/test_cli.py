@@ -147,7 +147,7 @@ def shell(*arguments: str | Path, timeout: int = 120, **environment: str) -> sub
         (["--n-examples", "0"], "expected n_examples >= 1, got 0"),
         (["--n-examples", "501"], "expected n_examples in 1..500 (all there are), got 501"),
         (["--batch-size", "0"], "Invalid value for '--batch-size': "),
-        (["--gradient", "exakt"], "expected a gradient such as exact, rule, surrogate:NAME"),
+        (["--gradient", "exakt"], "expected a gradient such as exact, rule, own, surrogate:NAME"),
         (["--precision", "float16"], "unknown precision 'float16': did you mean "),
         (["--device", "tpu"], "expected a device that is here (auto, cpu, cuda, cuda:N), got 'tpu': "),
         (["--device", "meta"], "expected a device that is here (auto, cpu, cuda, cuda:N), got 'meta': "),

@@ -37,14 +37,15 @@ class WhiteBoxModel:
     """White-box access to a network that stays as it is.
 
     The exact gradient does not trust the network's own backward pass: it comes from a trace of the forward
-    pass (`trace.trace`), so that learning rules and other custom autograd functions cannot bend it.
+    pass (`trace.trace`), so that learning rules and other custom autograd functions cannot bend it. The gradient
+    "own" is that backward pass itself.
 
     Args:
         model: the network, in eval mode; x [n, C, H, W] in [0, 1] → logits [n, K].
-        gradient: "exact", "rule", "surrogate:NAME", each also averaged over draws: see `records.gradient.Gradient`.
+        gradient: "exact", "rule", "own", "surrogate:NAME", also averaged over draws: see `records.gradient.Gradient`.
         precision: of the passes that make gradients; `logits` is always float32.
-        traced: False differentiates the modules by autograd, for networks known to be honest whose weights
-            change too often to be traced, such as one in training.
+        traced: False takes the modules' own gradient for the exact one, for networks known to be honest whose
+            weights change too often to be traced, such as one in training.
         draws: more than 1 for a random network: forward passes behind each answer of `logits` (`MeanPrediction`).
         seed: of a random network's draws.
 
@@ -72,7 +73,7 @@ class WhiteBoxModel:
         self.kind = Gradient.read(gradient)
         self.precision = precision
         self.notices: list[str] = []
-        self._traced = traced
+        self._traced = traced and self.kind.source != "own"
         self._graph: fx.GraphModule | None = None
         self._untraceable = ""
         self._forward: nn.Module | None = None
@@ -189,7 +190,7 @@ class WhiteBoxModel:
             with _frozen(self.model), self._autocast(x.device):
                 of_rules = self._rules.input_gradient(self.model, x, per_example)
             return InputGradient(of_rules.gradient.float(), of_rules.logits.float())
-        with torch.enable_grad():
+        with torch.enable_grad(), self._own_errors():
             forward = self._differentiable(x)
             x = laid_out(forward, x.detach()).requires_grad_(True)
             logits = forward(x.bfloat16() if self._half else x)
@@ -198,6 +199,19 @@ class WhiteBoxModel:
         if gradient is None and self._graph is not None:
             self.notice(NO_SLOPE)
         return InputGradient(torch.zeros_like(x) if gradient is None else gradient, logits.detach().float())
+
+    @contextlib.contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """Turn what a network's own backward pass raises into the user's error: its code is the user's."""
+        try:
+            yield
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            if self.kind.source != "own":
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"expected a network that autograd can differentiate for gradient own, got: {reason}"
+            ) from None
 
     def _differentiable(self, x: Tensor) -> nn.Module:
         """Return the module to differentiate: the trace, or the network itself where there can be none."""

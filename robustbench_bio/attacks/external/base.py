@@ -143,8 +143,8 @@ class Peer(Attack):
     """An attack as another library runs it.
 
     The library sees the network itself, not a trace of it: with the exact gradient it trusts the network's own
-    backward pass, with that of the rules it differentiates the network with its rules attached. It draws from
-    the global generators, which are seeded from the seed and the first example of each batch and put back
+    backward pass ("own" says so), with that of the rules it differentiates the network with its rules attached. It
+    draws from the global generators, which are seeded from the seed and the first example of each batch and put back
     afterwards; so unlike ours, its draws depend on the batches. Nothing that it prints gets out; the modes of the
     modules and the gradients of the parameters are as before.
 
@@ -219,8 +219,9 @@ class Peer(Attack):
 
     def _rules(self, model: WhiteBoxModel) -> contextlib.AbstractContextManager[None]:
         if model.kind.surrogate or model.kind.draws:
-            raise UserError(f"expected gradient exact or rule for {self.backend}, got {model.kind}: use backend native")
-        if model.kind.source == "exact":
+            known = "exact, own or rule"
+            raise UserError(f"expected gradient {known} for {self.backend}, got {model.kind}: use backend native")
+        if model.kind.source != "rule":
             return contextlib.nullcontext()
         rules = rules_of(model.model)
         if not isinstance(rules, LayerRules):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 from robustbench_bio.core.stats import Interval, wilson
+from robustbench_bio.records.gradient import EXACT, Gradient
 from robustbench_bio.records.threat import format_eps
 
 #: Sizes of a plot: width, height, and margins left, top, right, bottom.
@@ -69,8 +70,9 @@ def curve_plot(chosen: Curve) -> Markup:
 
 
 def gradient_style(gradient: str) -> str:
-    """Return the class of a gradient's line: `g-exact`, `g-rule`, or `g-other` for expectations and surrogates."""
-    return f"g-{gradient}" if gradient in {"exact", "rule"} else "g-other"
+    """Return the class of a gradient's line: `g-exact`, `g-rule` (own too), or `g-other`."""
+    kind = Gradient.read(gradient)
+    return "g-exact" if kind == EXACT else "g-rule" if kind.claimed else "g-other"
 
 
 def _across(radii: Sequence[float]) -> dict[float, float]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from robustbench_bio.leaderboard.ranking import RankedEntry
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.entry import Entry, Measured, pack
+from robustbench_bio.records.gradient import Gradient
 from robustbench_bio.records.threat import format_eps
 from robustbench_bio.report.rendering import Key
 from robustbench_bio.report.site import plots
@@ -110,20 +111,25 @@ def curve_keys(curve: plots.Curve) -> list[Key]:
 
 
 def largest_gap(curve: plots.Curve) -> str:
-    """Return in one sentence where the rules' gradient flatters most; "" without both gradients."""
-    exact = {point.eps: point for point in curve.lines.get("exact", [])}
-    gaps = [
-        ((rule.robust - exact[rule.eps].robust) / rule.n, rule.eps)
-        for rule in curve.lines.get("rule", [])
-        if rule.eps and rule.eps in exact
-    ]
+    """Return in one sentence where the rules' or own gradient flatters most; "" without one beside the exact one."""
+    lines = {Gradient.read(text): points for text, points in curve.lines.items()}
+    gaps = []
+    for gradient, points in lines.items():
+        true = gradient.held_against(lines)
+        exact = {point.eps: point.robust for point in lines[true]} if true else {}
+        gaps += [
+            ((point.robust - exact[point.eps]) / point.n, point.eps, gradient.source)
+            for point in points
+            if point.eps and point.eps in exact
+        ]
     if not gaps:
         return ""
-    gap, eps = max(gaps)
+    gap, eps, source = max(gaps)
+    whose = {"rule": "rules’"}.get(source, "network’s own")
     where = f"at {curve.norm} {format_eps(eps, curve.norm)}"
     if gap <= 0:
-        return "Nowhere does the rules’ gradient leave more examples robust than the exact one."
-    return f"The rules’ gradient leaves up to {100 * gap:.1f} points more robust than the exact one ({where})."
+        return f"Nowhere does the {whose} gradient leave more examples robust than the exact one."
+    return f"The {whose} gradient leaves up to {100 * gap:.1f} points more robust than the exact one ({where})."
 
 
 def value_text(value: Any) -> str:
