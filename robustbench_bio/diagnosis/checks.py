@@ -14,7 +14,7 @@ from robustbench_bio.attacks import Attack, WhiteBoxModel, make, rules_of
 from robustbench_bio.attacks.access.mean_prediction import TOLERANCE, seeded_by_input
 from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped
 from robustbench_bio.attacks.access.trace import Untraceable, laid_out, trace
-from robustbench_bio.attacks.access.white_box import slope
+from robustbench_bio.attacks.access.white_box import ZERO_SHARE, slope
 from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.mi_fgsm import MIFGSM
 from robustbench_bio.attacks.pgd import PGD
@@ -156,7 +156,7 @@ class Checks:
         share = (self.gradient.flatten(1).abs().amax(1) == 0).float().mean().item()
         kind = "an exact gradient" if self.kind == "exact" else f"a gradient {self.kind}"
         detail = f"{share:.0%} of the examples have {kind} of zero"
-        return _check("zero-gradient", share > 0.05, "hidden", detail, share=share)
+        return _check("zero-gradient", share > ZERO_SHARE, "hidden", detail, share=share)
 
     def finite_differences(self) -> Check:
         error = finite_difference_error(self.model, self.x[:4], self.y[:4], self.seed)

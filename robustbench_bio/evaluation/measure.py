@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustbench_bio.attacks import WhiteBoxModel
 from robustbench_bio.attacks.access.mean_prediction import MeanPrediction
+from robustbench_bio.attacks.access.white_box import ZERO_SHARE
 from robustbench_bio.attacks.external import BACKENDS, NATIVE
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.numerics import full_float32
@@ -56,6 +57,7 @@ def measure(prepared: PreparedMeasurement, store: Store | None = None, progress:
         if store:
             store.put_part(spec, part)
         progress(sum(map(len, parts)), len(examples), "")
+    attacked.notices.extend(_zeros(attacked.white_box))
     result = Result(
         spec=spec,
         outcomes_record=Outcomes.joined(parts, examples.ids),
@@ -125,6 +127,7 @@ class _AttackedNetwork:
         queries, steps = torch.zeros_like(y), torch.zeros_like(y)
         if len(right) > 0:
             rng = ExampleRng(spec.seed, [batch.ids[place] for place in right.tolist()], spec.attack)
+            self.white_box.begin()
             proposal = attack.perturb(self.white_box, x[right], y[right], spec.threat, rng)
             adversarial[right], sizes = self.judge(x[right], proposal.x_adv, y[right])
             size[right.cpu()] = sizes.float().cpu()
@@ -157,6 +160,16 @@ def _remarks(gradient: Gradient, draws: int) -> list[str]:
     if gradient.draws and not gradient.claimed:
         return [f"eot:{gradient.draws} averages equal gradients: this network is not random, exact gives the same"]
     return []
+
+
+def _zeros(white_box: WhiteBoxModel) -> list[str]:
+    """Return what a reader must know where the gradient was zero, so that no attack could follow it."""
+    share, kind = white_box.zero_share(), str(white_box.kind)
+    if share <= ZERO_SHARE:
+        return []
+    others = [other for other in ("surrogate:arctan", "own", "exact") if not other.startswith(white_box.kind.source)]
+    whose = f"the {kind} gradient is zero for {share:.0%} of the images, whose robustness to an attack that follows it"
+    return [f"{whose} is no result: try gradient {' or '.join(others)}, and attacks without one (square, coordinate)"]
 
 
 def provenance(prepared: PreparedMeasurement, seconds: float, notices: list[str]) -> Provenance:

@@ -269,10 +269,35 @@ def test_quantised_inputs_hide_from_the_exact_gradient_but_not_from_a_surrogate(
     assert soft < 0.5
 
 
-def test_a_network_of_steps_only_says_that_its_gradient_is_zero() -> None:
-    net, x = Spikes().eval(), images()
-    result = evaluate(net, (x, net(x).argmax(1)), steps=2)
-    assert any("try gradient surrogate:arctan" in notice for notice in result.provenance.notices)
+class Rounded(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.round(255 * x) / 255)
+
+
+@pytest.mark.parametrize(("net", "gradient"), [(Spikes(), "exact"), (Rounded(), "exact"), (Rounded(), "own")])
+@pytest.mark.parametrize("attack", ["pgd", "apgd-dlr", "fab-t"])
+def test_a_zero_is_not_a_result_and_says_so(net: nn.Module, gradient: str, attack: str) -> None:
+    x = images(7)
+    result = evaluate(net.eval(), (x, net(x).argmax(1)), attack=attack, steps=2, gradient=gradient, batch_size=3)
+    (notice,) = (text for text in result.provenance.notices if "zero" in text)
+    assert notice.startswith(f"the {gradient} gradient is zero for 100% of the images, whose robustness to an attack")
+    assert "try gradient surrogate:arctan or" in notice
+
+
+def test_images_are_counted_once_whatever_an_attack_asks() -> None:
+    class Partly(Linear):
+        """Rounds inputs of one kind: the others have a gradient."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.where(x[:, :1, :1, :1] < 0.5, torch.round(8 * x) / 8, x))
+
+    net, x = Partly().eval(), images(8)
+    x[:, 0, 0, 0] = torch.tensor([0.2] * 2 + [0.8] * 6)
+    result = evaluate(net, (x, net(x).argmax(1)), steps=9, restarts=3, eps=0.2, batch_size=3)
+    (notice,) = result.provenance.notices
+    assert "zero for 25% of the images" in notice
+    assert evaluate(net, (x, net(x).argmax(1)), attack="square", queries=9).provenance.notices == []
+    assert evaluate(net, (x[2:], net(x[2:]).argmax(1)), steps=2).provenance.notices == []
 
 
 def test_an_unknown_surrogate_is_refused() -> None:

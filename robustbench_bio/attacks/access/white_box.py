@@ -29,8 +29,8 @@ def rules_of(model: nn.Module) -> RuleSet | None:
     return rules if isinstance(rules, RuleSet) and rules.assignment else None
 
 
-#: What a reader must know of a gradient that is zero by construction.
-NO_SLOPE = "only steps lead from input to logits, so the exact gradient is zero: try gradient surrogate:arctan"
+#: Share of the images above which a gradient that is zero is no result: an attack that follows it has not begun.
+ZERO_SHARE = 0.05
 
 
 class WhiteBoxModel:
@@ -73,6 +73,8 @@ class WhiteBoxModel:
         self.kind = Gradient.read(gradient)
         self.precision = precision
         self.notices: list[str] = []
+        self._begins = False
+        self._zero: list[Tensor] = []
         self._traced = traced and self.kind.source != "own"
         self._graph: fx.GraphModule | None = None
         self._untraceable = ""
@@ -92,6 +94,14 @@ class WhiteBoxModel:
         """Tell the reader of the result once."""
         if text not in self.notices:
             self.notices.append(text)
+
+    def begin(self) -> None:
+        """Say that a batch of images begins: its first gradients are looked at for zeros."""
+        self._begins = True
+
+    def zero_share(self) -> float:
+        """Return the share of the images whose first gradient was zero, over all batches; 0 if nobody asked."""
+        return torch.cat(self._zero).float().mean().item() if self._zero else 0.0
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -170,7 +180,11 @@ class WhiteBoxModel:
         rows = _rows_per_pass(x)
         ask = self._mean_gradient if self.kind.draws else self._gradient
         parts = [ask(*part, loss) for part in zip(torch.split(x, rows), torch.split(against, rows), strict=True)]
-        return InputGradient(torch.cat([p.gradient for p in parts]), torch.cat([p.logits for p in parts]))
+        gradient = torch.cat([p.gradient for p in parts])
+        if self._begins:
+            self._begins = False
+            self._zero.append(~(gradient.detach().flatten(1).abs().amax(1) > 0))
+        return InputGradient(gradient, torch.cat([p.logits for p in parts]))
 
     def _mean_gradient(self, x: Tensor, against: Tensor, loss: AttackLoss) -> InputGradient:
         """Return the mean of several draws' gradients, and the log of their mean softmax."""
@@ -195,9 +209,6 @@ class WhiteBoxModel:
             x = laid_out(forward, x.detach()).requires_grad_(True)
             logits = forward(x.bfloat16() if self._half else x)
             gradient = slope(per_example(logits).sum(), x)
-        # Only of a trace is a missing path the network's own doing: a module's backward pass may just have cut it.
-        if gradient is None and self._graph is not None:
-            self.notice(NO_SLOPE)
         return InputGradient(torch.zeros_like(x) if gradient is None else gradient, logits.detach().float())
 
     @contextlib.contextmanager
