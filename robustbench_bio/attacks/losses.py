@@ -10,10 +10,14 @@ from robustbench_bio.records.threat import Threat
 #: Wrong classes of which `nearest_targets` asks how near they are.
 CANDIDATES = 9
 
+#: Lead of the right class from which float32 rounds the cross-entropy and its gradient to zero.
+SATURATED = 80.0
+
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """−log softmax(logits)_y: [n, K], [n] → [n]."""
-    return F.cross_entropy(logits, y, reduction="none")
+    """−log softmax(logits)_y: [n, K], [n] → [n]; the margin + `SATURATED`, which is negative, where that is zero."""
+    lead = margin(logits, y)
+    return torch.where(lead < -SATURATED, lead + SATURATED, F.cross_entropy(logits, y, reduction="none"))
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from robustbench_bio.attacks import Attack, WhiteBoxModel, make, rules_of
+from robustbench_bio.attacks.access.comparison import SAME, cosines
 from robustbench_bio.attacks.access.mean_prediction import TOLERANCE, seeded_by_input
 from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped
 from robustbench_bio.attacks.access.trace import Untraceable, laid_out, trace
@@ -138,7 +138,7 @@ class Checks:
             draws = [white_box.gradient(self.x, self.y, cross_entropy).gradient for _ in range(2)]
         except UserError as error:
             return _check("random-gradient", False, "", str(error))
-        cosine = 1.0 if torch.equal(*draws) else _cosine(*draws).mean().item()
+        cosine = 1.0 if torch.equal(*draws) else cosines(*draws).mean().item()
         detail = f"two {mode} gradients of one input have cosine {cosine:.3f}"
         return _check("random-gradient", cosine < 0.999, "", detail, cosine=cosine)
 
@@ -233,7 +233,7 @@ class Checks:
         except UserError as error:
             return _check("false-own-gradient", False, "", str(error))
         same = torch.equal(theirs, self.gradient)
-        cosine = 1.0 if same else _cosine(theirs, self.gradient).mean().item()
+        cosine = 1.0 if same else cosines(theirs, self.gradient).mean().item()
         if self.followed.surrogate:
             name, weak, strong = "weak-own-surrogate", "PGD through the network's own", f"through {self.kind}"
             detail = (
@@ -243,7 +243,7 @@ class Checks:
         else:
             name, weak, strong = "false-own-gradient", "PGD through it", "through the traced one"
             detail = f"the network's own gradient has cosine {cosine:.3f} with the traced one"
-        if cosine > 0.99 or self.draws > 1:
+        if cosine > SAME or self.draws > 1:
             return _check(name, False, "masked", detail, cosine=cosine, gap=0.0)
         gap = compare(name, self.robust_to(own, PGD(steps=self.steps)), self.robust, weak, strong, "masked")
         return gap.model_copy(update={"detail": f"{detail}; {gap.detail}"})
@@ -255,8 +255,8 @@ class Checks:
 
     def rule_alignment(self) -> Check:
         rule = WhiteBoxModel(self.model, "rule").gradient(self.x, self.y, cross_entropy).gradient
-        cosines = _cosine(rule, self.gradient)
-        low, mid, high = torch.quantile(cosines, cosines.new_tensor([0.1, 0.5, 0.9])).tolist()
+        found = cosines(rule, self.gradient)
+        low, mid, high = torch.quantile(found, found.new_tensor([0.1, 0.5, 0.9])).tolist()
         detail = f"cosine of rule and {self.kind} gradient: median {mid:.2f}, 10–90 % [{low:.2f}, {high:.2f}]"
         return _check("rule-misaligned", mid < 0.5, "", detail, median=mid, low=low, high=high)
 
@@ -328,12 +328,6 @@ def _check(name: str, fired: bool, implies: Implies, detail: str, **values: floa
     # What overflowed says nothing, and no record holds it.
     floats = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     return Check(name=name, fired=fired, implies=implies, detail=detail, values=floats)
-
-
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    # In float64 and without a floor: the gradients of a network that is sure of itself are short, not false. One that
-    # overflowed points nowhere.
-    return F.cosine_similarity(a.flatten(1).double(), b.flatten(1).double(), dim=1, eps=1e-300).nan_to_num(0)
 
 
 def _mean(robust: list[bool]) -> float:

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 import torch
 
 from robustbench_bio.attacks import WhiteBoxModel
-from robustbench_bio.attacks.access.surrogate import followed
+from robustbench_bio.attacks.access.comparison import followed, own_differs
 from robustbench_bio.attacks.external import BACKENDS, NATIVE, Peer, names
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
@@ -71,7 +71,7 @@ def eval_plan(
     asked.check()
     net = source.network(model, settings.device)
     examples = Slice.load(source, n_examples)
-    x = examples.x[:2].to(settings.device)
+    x = examples.x[:8].to(settings.device)
     gradients = gradients_of(net, asked.gradient, x)
     for gradient in gradients:
         WhiteBoxModel(net, gradient)  # complains now of a rule gradient without rules
@@ -115,18 +115,19 @@ def _backends(asked: str, check: Callable[[str], None], notice: Callable[[str], 
 def gradients_of(net: torch.nn.Module, asked: str | None, x: torch.Tensor) -> list[Gradient]:
     """Return the gradients to measure.
 
-    Default: exact, or surrogates where thresholds leave no exact gradient; after rule where the network has rules.
+    Default: exact, or surrogates where thresholds leave no exact gradient; both where only some of the examples have
+    one. Before them rule where the network has rules, own where its modules hand down another gradient.
 
     `asked` is the text of a gradient, "both" for exact and what the network says it is (its rules', its own without
-    any), or None for the default. x holds an input or two [n, C, H, W] to look for thresholds with.
+    any), or None for the default. x holds a few inputs [n, C, H, W] to compare gradients at.
     """
     has_rules = Subject("", net).has_rules
     if asked == "both":
         return [RULE if has_rules else OWN, EXACT]
     if asked is not None:
         return [Gradient.read(asked)]
-    by_rule = [RULE] if has_rules else []
-    return [*by_rule, *followed(net, x)]
+    gradients = followed(net, x)
+    return [*([RULE] if has_rules else [OWN] if own_differs(net, x) else []), *gradients]
 
 
 def label_of(model: str) -> str:

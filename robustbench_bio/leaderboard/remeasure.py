@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_bio.attacks import ATTACKS, WhiteBoxModel, make
-from robustbench_bio.attacks.access.surrogate import followed
+from robustbench_bio.attacks.access.comparison import followed
 from robustbench_bio.core.rng import ExampleRng, torch_generator
 from robustbench_bio.evaluation.judge import checked_logits
 from robustbench_bio.evaluation.measure import measure

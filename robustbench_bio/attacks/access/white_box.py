@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustbench_bio.attacks.access.mean_prediction import MeanPrediction, mean_prediction, seeded_by_input
-from robustbench_bio.attacks.access.surrogate import with_surrogate
+from robustbench_bio.attacks.access.surrogate import with_surrogate, without_final_softmax
 from robustbench_bio.attacks.access.trace import TOLERANCE, Untraceable, laid_out, trace
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.surrogates import surrogate
@@ -227,7 +227,8 @@ class WhiteBoxModel:
     def _differentiable(self, x: Tensor) -> nn.Module:
         """Return the module to differentiate: the trace, or the network itself where there can be none."""
         if self._forward is None:
-            forward = self._recorded(x) or self.model
+            recorded = self._recorded(x)
+            forward = self.model if recorded is None else without_final_softmax(recorded)
             if self._untraceable:
                 self.notice(f"not traced, autograd of the modules is trusted: {self._untraceable}")
             if self.kind.surrogate:
