@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from robustbench_bio.attacks import Attack, WhiteBoxModel, make, rules_of
@@ -60,11 +61,13 @@ class Checks:
     gradient: Tensor = field(init=False)
     robust: list[bool] = field(init=False)
     longer: list[bool] = field(init=False)
+    own_robust: list[bool] = field(init=False)
+    """What is robust to PGD through the network's own gradient, as through the exact one where both are one."""
 
     def __post_init__(self) -> None:
         self.exact = self.white_box(self.followed)
         self.gradient = self.exact.gradient(self.x, self.y, cross_entropy).gradient
-        self.robust = self.robust_to(self.exact, PGD(steps=self.steps))
+        self.robust = self.own_robust = self.robust_to(self.exact, PGD(steps=self.steps))
 
     @property
     def kind(self) -> str:
@@ -81,6 +84,7 @@ class Checks:
             self.too_few_examples, self.untraceable, self.random_output, self.random_gradient, self.probabilities,
             self.few_classes, self.zero_gradient, self.finite_differences, self.flat_loss, self.one_step_beats_many,
             self.more_steps_lower, self.unbounded_eps_survivors, self.own_gradient,
+            self.own_beats_exact,
         ]  # fmt: skip
         if rules_of(self.model) is not None:
             checks += [self.rule_gradient, self.rule_alignment]
@@ -145,6 +149,8 @@ class Checks:
     def probabilities(self) -> Check:
         inside = bool((self.logits.min() >= 0) & (self.logits.max() <= 1))
         fired = inside and bool((self.logits.sum(1) - 1).abs().max() < 1e-4)
+        if fired and self.exact.behind_softmax:
+            return _check("probabilities", True, "", "outputs are probabilities, attacked at the logits they come from")
         detail = "outputs are probabilities: losses on logits saturate" if fired else "outputs are logits"
         return _check("probabilities", fired, "inconclusive", detail)
 
@@ -153,7 +159,9 @@ class Checks:
         return _check("few-classes", classes < 4, "", f"{classes} classes", classes=classes)
 
     def zero_gradient(self) -> Check:
-        share = (self.gradient.flatten(1).abs().amax(1) == 0).float().mean().item()
+        # Of the loss that everybody takes, which float32 may round to zero where our attacks go on.
+        gradient = self.exact.gradient(self.x, self.y, lambda z, y: F.cross_entropy(z, y, reduction="none")).gradient
+        share = (gradient.flatten(1).abs().amax(1) == 0).float().mean().item()
         kind = "an exact gradient" if self.kind == "exact" else f"a gradient {self.kind}"
         detail = f"{share:.0%} of the examples have {kind} of zero"
         return _check("zero-gradient", share > ZERO_SHARE, "hidden", detail, share=share)
@@ -245,8 +253,14 @@ class Checks:
             detail = f"the network's own gradient has cosine {cosine:.3f} with the traced one"
         if cosine > SAME or self.draws > 1:
             return _check(name, False, "masked", detail, cosine=cosine, gap=0.0)
-        gap = compare(name, self.robust_to(own, PGD(steps=self.steps)), self.robust, weak, strong, "masked")
+        self.own_robust = self.robust_to(own, PGD(steps=self.steps))
+        gap = compare(name, self.own_robust, self.robust, weak, strong, "masked")
         return gap.model_copy(update={"detail": f"{detail}; {gap.detail}"})
+
+    def own_beats_exact(self) -> Check:
+        """Tell whether the network's own gradient, made up as it may be, leads past what hides from the exact one."""
+        names = f"PGD through the {self.kind} gradient", "through the network's own"
+        return compare("own-beats-exact", self.robust, self.own_robust, *names, "masked")
 
     def rule_gradient(self) -> Check:
         through_rule = self.robust_to(WhiteBoxModel(self.model, "rule"), PGD(steps=self.steps))

@@ -91,7 +91,10 @@ def _claimed_against_exact(results: Sequence[Result]) -> list[Check]:
         if exact is not None:
             name, source = _CLAIMS[result.spec.gradient.source]
             names = f"{result.spec.attack} through {source}", "through the exact gradient"
-            checks.append(compare(name, _robust(result), _robust(same[exact]), *names, "masked"))
+            claimed, true = _robust(result), _robust(same[exact])
+            checks.append(compare(name, claimed, true, *names, "masked"))
+            if result.spec.gradient.source == "own":
+                checks.append(compare("own-beats-exact", true, claimed, *reversed(names), "masked"))
     return checks
 
 

@@ -153,7 +153,7 @@ DEFENCES = {
     "random backward": ({"before": _Lie.apply}, "masked", "false-own-gradient"),
     "quantised input": ({"before": lambda x: (x * 16).round() / 16}, "masked", "zero-gradient"),
     "saturated logits": ({"after": lambda z: z * 1000}, "masked", "zero-gradient"),
-    "probabilities": ({"after": lambda z: z.softmax(1)}, "inconclusive", "probabilities"),
+    "probabilities": ({"after": lambda z: z.softmax(1)}, "sound", "probabilities"),
     "random output": (
         {"after": lambda z: z + 0.1 * torch.randn(z.shape, generator=_NOISE)},
         "inconclusive",

@@ -54,6 +54,7 @@ class WhiteBoxModel:
         random: whether the network is; a point then counts as fooling it where the mean answer leads beyond its noise.
         answer_cost: forward passes behind each answer.
         gradient_cost: forward passes behind each gradient.
+        behind_softmax: whether gradients are taken at the logits behind a final softmax, once one was asked for.
 
     Raises:
         UserError: a rule gradient is asked of a network without rules, or a gradient or surrogate that is none.
@@ -82,6 +83,7 @@ class WhiteBoxModel:
         self._half = False
         self._seed = seed
         self.random = draws > 1
+        self.behind_softmax = False
         self.answer_cost, self.gradient_cost = draws, max(1, self.kind.draws)
         self._mean = MeanPrediction(model, draws, seed, "attack") if self.random else None
         self._rules = rules_of(model)
@@ -229,6 +231,7 @@ class WhiteBoxModel:
         if self._forward is None:
             recorded = self._recorded(x)
             forward = self.model if recorded is None else without_final_softmax(recorded)
+            self.behind_softmax = recorded is not None and forward is not recorded
             if self._untraceable:
                 self.notice(f"not traced, autograd of the modules is trusted: {self._untraceable}")
             if self.kind.surrogate:
