@@ -260,7 +260,7 @@ class Checks:
     def own_beats_exact(self) -> Check:
         """Tell whether the network's own gradient, made up as it may be, leads past what hides from the exact one."""
         names = f"PGD through the {self.kind} gradient", "through the network's own"
-        return compare("own-beats-exact", self.robust, self.own_robust, *names, "masked")
+        return compare("own-beats-exact", self.robust, self.own_robust, *names, "doubtful")
 
     def rule_gradient(self) -> Check:
         through_rule = self.robust_to(WhiteBoxModel(self.model, "rule"), PGD(steps=self.steps))
