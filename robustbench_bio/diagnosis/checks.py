@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from robustbench_bio.attacks import Attack, WhiteBoxModel, make, rules_of
 from robustbench_bio.attacks.access.comparison import SAME, cosines
 from robustbench_bio.attacks.access.mean_prediction import TOLERANCE, seeded_by_input
+from robustbench_bio.attacks.access.record import Untraceable
 from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped
-from robustbench_bio.attacks.access.trace import Untraceable, laid_out, trace
+from robustbench_bio.attacks.access.trace import laid_out, trace
 from robustbench_bio.attacks.access.white_box import ZERO_SHARE, slope
 from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.attacks.mi_fgsm import MIFGSM

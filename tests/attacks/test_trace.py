@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from robustbench_bio import nets
 from robustbench_bio.attacks import WhiteBoxModel
-from robustbench_bio.attacks.access.trace import Untraceable, trace
+from robustbench_bio.attacks.access.record import Untraceable
+from robustbench_bio.attacks.access.trace import trace
 from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.diagnosis.checks import finite_difference_error
@@ -189,7 +190,7 @@ def test_rows_that_are_listed_in_python_cannot_be_traced_and_say_so() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.flatten(1)[torch.tensor(list(range(len(x))))]
 
-    with pytest.raises(Untraceable, match="other logits"):
+    with pytest.raises(Untraceable, match="other constants"):
         trace(Listed().eval(), torch.rand(2, 1, 4, 4))
 
 

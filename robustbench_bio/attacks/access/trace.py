@@ -1,23 +1,20 @@
 """The forward pass of any network as a graph of plain tensor operations, whatever its modules say of gradients.
 
 A custom autograd function can hand down any gradient it likes: that is how learning rules work, and also how
-a defence can hide. Its forward pass cannot hide: recorded operation by operation (ATen, with `make_fx`) and
+a defence can hide. Its forward pass cannot hide: recorded operation by operation (ATen, with `record`) and
 differentiated from there, it yields the true gradient of the function that the network computes.
 """
 
 import operator
 import weakref
-from collections.abc import Iterator
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from robustbench_bio.attacks.access.mean_prediction import seeded_by_input
+from robustbench_bio.attacks.access.record import Untraceable, record
 
 _aten = torch.ops.aten
-_Mode = Literal["fake", "symbolic"]
 
 #: Operations that name strides outright, recorded for contiguous inputs.
 _STRIDED = {_aten.as_strided.default, _aten.empty_strided.default, _aten.new_empty_strided.default}
@@ -33,10 +30,6 @@ _NORMS = {
 TOLERANCE = 1e-3
 
 
-class Untraceable(Exception):
-    """The forward pass cannot be recorded; the message tells why."""
-
-
 def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     """Return the forward pass of `model` as a graph that takes any batch size.
 
@@ -48,16 +41,18 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
         x: [n, C, H, W], a few real inputs; the graph must give the model's logits on them.
 
     Raises:
-        Untraceable: control flow depends on the data, or the graph gives other logits than the model.
+        Untraceable: control flow depends on the data, the graph gives other logits than the model, or an operation
+            has no derivative.
     """
     state, cached = _cache.get(model, (None, None))
     if cached is not None and state == _state(model, x) and _agrees(model, cached, x):
         return cached
-    graph = next((record for record in _records(model, x) if _agrees(model, record, x)), None)
-    if graph is not None:
-        _simplify(graph)
-    if graph is None or not _agrees(model, graph, x):
+    with seeded_by_input("trace", x=x):
+        graph = record(_alone(model), x)
+    _simplify(graph)
+    if not _agrees(model, graph, x):
         raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
+    _differentiate(graph, x)
     _cache[model] = (_state(model, x), graph)
     return graph
 
@@ -80,6 +75,24 @@ def _agrees(model: nn.Module, graph: fx.GraphModule, x: Tensor) -> bool:
     return bool((expected - got).abs().max() <= TOLERANCE * (expected.std(correction=0) + 1e-6))
 
 
+def _alone(model: nn.Module) -> nn.Module:
+    """Return the module that runs on many devices, whose parts would answer out of sight."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model
+
+
+def _differentiate(graph: fx.GraphModule, x: Tensor) -> None:
+    point = laid_out(graph, x.detach().clone()).requires_grad_(True)
+    try:
+        with torch.enable_grad(), seeded_by_input("trace", x=x):
+            logits = graph(point)
+            if logits.requires_grad:
+                torch.autograd.grad(logits.sum(), point, allow_unused=True)
+    except RuntimeError as error:
+        raise Untraceable(str(error).splitlines()[0]) from None
+
+
 def _state(model: nn.Module, x: Tensor) -> object:
     """Return what a trace depends on: where every tensor lies and how often it was written to."""
     tensors = [*model.parameters(), *model.buffers()]
@@ -90,53 +103,11 @@ def _simplify(graph: fx.GraphModule) -> None:
     # Constants of the graph are the model's own parameters and buffers: copies, so that folding leaves those alone.
     for name, value in [*graph.named_parameters(), *graph.named_buffers()]:
         _set(graph, name, value)
+    _free_of_layout(graph)
     _fold_norms(graph)
     _trim_kernels(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-
-
-def _records(model: nn.Module, x: Tensor) -> Iterator[fx.GraphModule]:
-    """Record the forward pass in one way after the other; the first that fits any batch will do."""
-    # A number that is a multiple of the batch's size is taken for it, so that size is one that sides do not have.
-    batches = [n for n in (211, 223, 227, 229) if not any(side % n == 0 for side in x.shape[1:])]
-    # Symbols follow sizes through arithmetic, but cost seconds: most networks need none.
-    ways: list[tuple[_Mode, int]] = [("fake", batches[0]), ("symbolic", batches[0]), ("symbolic", batches[1])]
-    for mode, batch in ways:
-        graph = _recorded(model, x.new_empty((batch, *x.shape[1:])), x, mode)
-        _free_of_batch(graph, batch)
-        _free_of_layout(graph)
-        yield graph
-
-
-def _recorded(model: nn.Module, batch: Tensor, x: Tensor, mode: _Mode) -> fx.GraphModule:
-    try:
-        with torch.no_grad(), seeded_by_input("trace", x=x):
-            graph = make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(batch)
-    except Exception as error:  # noqa: BLE001  (whatever the user's code raises inside a trace)
-        raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
-    assert isinstance(graph, fx.GraphModule)  # noqa: S101
-    return graph
-
-
-def _free_of_batch(module: fx.GraphModule, batch: int) -> None:
-    """Let sizes follow the input where a trace holds the batch's, or a multiple of it, as a plain number."""
-    x = next(node for node in module.graph.nodes if node.op == "placeholder")
-
-    def followed(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [followed(one) for one in value] if any(map(counts, value)) else value
-        if not counts(value):
-            return value
-        rows = module.graph.call_function(_aten.sym_size.int, (x, 0))
-        return rows if value == batch else module.graph.call_function(operator.mul, (rows, value // batch))
-
-    def counts(value: object) -> bool:
-        return type(value) is int and value > 0 and value % batch == 0
-
-    for node in list(module.graph.nodes):
-        with module.graph.inserting_before(node):
-            node.args = tuple(map(followed, node.args))
 
 
 def _free_of_layout(module: fx.GraphModule) -> None:
@@ -214,10 +185,9 @@ def _trim_kernels(module: fx.GraphModule) -> None:
         if node.target != _aten.convolution.default or node.args[6] or len(node.args[3]) != 2:
             continue
         x, weight, bias, stride, padding, dilation, *rest = node.args
-        seen = x.meta.get("val")
-        if weight.op != "get_attr" or seen is None or not all(type(side) is int for side in seen.shape[2:]):
+        sides = x.meta["shape"][2:]
+        if weight.op != "get_attr" or None in sides:
             continue
-        sides = seen.shape[2:]
         kernel = _value(module, weight)
         parts = zip(sides, kernel.shape[2:], padding, dilation, strict=True)
         idle = [_idle(side, taps, pad, gap) for side, taps, pad, gap in parts]
@@ -241,14 +211,14 @@ def _idle(side: int, taps: int, padding: int, dilation: int) -> int:
 
 def _multiply_add(module: fx.GraphModule, x: fx.Node, norm: fx.Node, scale: Tensor, shift: Tensor, i: int) -> fx.Node:
     dtype = _value(module, norm.args[3]).dtype
-    ndim = x.meta["val"].ndim
+    ndim = len(x.meta["shape"])
     for name, value in (("scale", scale), ("shift", shift)):
         _set(module, f"{name}_{i}", value.view(1, -1, *[1] * (ndim - 2)).to(dtype))
     with module.graph.inserting_before(norm):
         a, b = module.graph.get_attr(f"scale_{i}"), module.graph.get_attr(f"shift_{i}")
         # One operation instead of two: small networks spend their time on calls, not on sums.
         scaled = module.graph.call_function(_aten.addcmul.default, (b, x, a))
-    scaled.meta["val"] = x.meta["val"]
+    scaled.meta.update(x.meta)
     return scaled
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustbench_bio.attacks.access.mean_prediction import MeanPrediction, mean_prediction, seeded_by_input
+from robustbench_bio.attacks.access.record import Untraceable
 from robustbench_bio.attacks.access.surrogate import with_surrogate, without_final_softmax
-from robustbench_bio.attacks.access.trace import TOLERANCE, Untraceable, laid_out, trace
+from robustbench_bio.attacks.access.trace import TOLERANCE, laid_out, trace
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.surrogates import surrogate
 from robustbench_bio.records.base import Precision
