@@ -280,7 +280,9 @@ class Checks:
         return self.followed.source == "exact" and stepped(self.model, self.x[:2])
 
     def surrogate_beats_exact(self) -> Check:
-        soft = self.robust_to(self.white_box(SURROGATE), PGD(steps=self.steps))
+        through = self.white_box(SURROGATE)
+        through.scores(self.x[:2])  # traced where `has_steps` found the steps, not at the attack's first points
+        soft = self.robust_to(through, PGD(steps=self.steps))
         names = "PGD through the exact gradient", f"through {SURROGATE}"
         return compare("surrogate-beats-exact", self.robust, soft, *names, "hidden")
 
@@ -315,15 +317,18 @@ def finite_difference_error(model: nn.Module, x: Tensor, y: Tensor, seed: int = 
     with torch.enable_grad():
         point = start.clone().requires_grad_(True)
         gradient = slope(loss(point).sum(), point)
-    if gradient is None:
-        gradient = torch.zeros_like(start)
+    gradient = torch.zeros_like(start) if gradient is None else gradient
+    # Where there is no finite slope nothing can be compared; an image without any other pixel is a disagreement.
+    known = gradient.isfinite()
+    gradient, blind = torch.where(known, gradient, 0), ~known.flatten(1).any(1)
     errors = []
     for _ in range(directions):
-        d = torch.randn(x.shape, generator=generator, dtype=start.dtype).to(x.device)
+        d = torch.randn(x.shape, generator=generator, dtype=start.dtype).to(x.device) * known
         with torch.no_grad():
             up, down = (loss(start + side * step * d) for side in (1, -1))
         measured, predicted = (up - down) / (2 * step), (gradient * d).flatten(1).sum(1)
-        errors.append((measured - predicted).abs() / (measured.abs() + predicted.abs() + 1e-9))
+        error = (measured - predicted).abs() / (measured.abs() + predicted.abs() + 1e-9)
+        errors.append(torch.where(blind, 1.0, error).nan_to_num(1.0))
     return float(torch.stack(errors).median())
 
 

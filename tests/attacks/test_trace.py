@@ -91,6 +91,23 @@ def test_a_false_backward_pass_is_seen_through(net: Net, data: tuple[Tensor, Ten
     torch.testing.assert_close(WhiteBoxModel(liar).gradient(x, y, cross_entropy).gradient, truth, rtol=1e-3, atol=1e-6)
 
 
+def test_a_network_that_the_last_bits_decide_is_traced_without_folding(data: tuple[Tensor, Tensor]) -> None:
+    class Parity(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return (z * 2**22).round() % 2
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(4)
+        norm.running_mean, norm.running_var = torch.rand(4), torch.rand(4) + 0.3
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), norm, Parity(), nn.Flatten(), nn.Linear(400, 10)).eval()
+    x, y = data
+    graph = trace(net, x[:2])
+    torch.testing.assert_close(graph(x), net(x))
+    assert torch.equal(WhiteBoxModel(net).fooled(x, y), net(x).argmax(1) != y)
+    assert WhiteBoxModel(net, "surrogate:arctan").gradient(x, y, cross_entropy).gradient.abs().max() > 0
+
+
 def test_trace_follows_changed_weights(net: Net, data: tuple[Tensor, Tensor]) -> None:
     x, y = data
     WhiteBoxModel(net).gradient(x, y, cross_entropy)

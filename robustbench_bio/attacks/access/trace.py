@@ -26,6 +26,9 @@ _NORMS = {
     _aten.cudnn_batch_norm.default,
 }
 
+#: Marks a graph that takes its inputs as the network does.
+_AS_RECORDED = "as recorded"
+
 #: Largest difference of logits, relative to their spread, between a network and its trace.
 TOLERANCE = 1e-3
 
@@ -47,14 +50,16 @@ def trace(model: nn.Module, x: Tensor) -> fx.GraphModule:
     state, cached = _cache.get(model, (None, None))
     if cached is not None and state == _state(model, x) and _agrees(model, cached, x):
         return cached
-    with seeded_by_input("trace", x=x):
-        graph = record(_alone(model), x)
-    _simplify(graph)
-    if not _agrees(model, graph, x):
-        raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
-    _differentiate(graph, x)
-    _cache[model] = (_state(model, x), graph)
-    return graph
+    # Rounding inside a network may turn the last bits of a folded norm into another answer.
+    for simplify in (_simplify, _copy_constants):
+        with seeded_by_input("trace", x=x):
+            graph = record(_alone(model), x)
+        simplify(graph)
+        if _agrees(model, graph, x):
+            _differentiate(graph, x)
+            _cache[model] = (_state(model, x), graph)
+            return graph
+    raise Untraceable("the recorded forward pass gives other logits than the network, which may keep a state")
 
 
 _cache: "weakref.WeakKeyDictionary[nn.Module, tuple[object, fx.GraphModule]]" = weakref.WeakKeyDictionary()
@@ -99,9 +104,16 @@ def _state(model: nn.Module, x: Tensor) -> object:
     return x.shape[1:], x.dtype, x.device, [(t.data_ptr(), t._version) for t in tensors]
 
 
+def _copy_constants(graph: fx.GraphModule) -> None:
+    """Give the graph tensors of its own, and leave it as it was recorded otherwise."""
+    for name, value in list(graph.named_buffers()):
+        graph.register_buffer(name, value.clone(), persistent=False)
+    graph.meta[_AS_RECORDED] = True
+
+
 def _simplify(graph: fx.GraphModule) -> None:
     # Constants of the graph are the model's own parameters and buffers: copies, so that folding leaves those alone.
-    for name, value in [*graph.named_parameters(), *graph.named_buffers()]:
+    for name, value in list(graph.named_buffers()):
         _set(graph, name, value)
     _free_of_layout(graph)
     _fold_norms(graph)
@@ -120,7 +132,9 @@ def _free_of_layout(module: fx.GraphModule) -> None:
 
 def laid_out(module: nn.Module, x: Tensor) -> Tensor:
     """Return x [n, C, H, W] in the order of memory that suits a module: channels last for a trace without strides."""
-    strided = not isinstance(module, fx.GraphModule) or any(n.target in _STRIDED for n in module.graph.nodes)
+    if not isinstance(module, fx.GraphModule) or _AS_RECORDED in module.meta:
+        return x.contiguous()
+    strided = any(node.target in _STRIDED for node in module.graph.nodes)
     return x.contiguous() if strided else x.contiguous(memory_format=torch.channels_last)
 
 

@@ -82,6 +82,7 @@ class WhiteBoxModel:
         self._untraceable = ""
         self._forward: nn.Module | None = None
         self._half = False
+        self._asked_for = self._broken = 0
         self._seed = seed
         self.random = draws > 1
         self.behind_softmax = False
@@ -206,13 +207,34 @@ class WhiteBoxModel:
             # The rules own this backward pass: the trace, which has none of them, cannot stand in for the network.
             with _frozen(self.model), self._autocast(x.device):
                 of_rules = self._rules.input_gradient(self.model, x, per_example)
-            return InputGradient(of_rules.gradient.float(), of_rules.logits.float())
+            return InputGradient(self._finite(of_rules.gradient.float()), of_rules.logits.float())
         with torch.enable_grad(), self._own_errors():
             forward = self._differentiable(x)
             x = laid_out(forward, x.detach()).requires_grad_(True)
             logits = forward(x.bfloat16() if self._half else x)
             gradient = slope(per_example(logits).sum(), x)
-        return InputGradient(torch.zeros_like(x) if gradient is None else gradient, logits.detach().float())
+        gradient = torch.zeros_like(x) if gradient is None else self._finite(gradient)
+        return InputGradient(gradient, logits.detach().float())
+
+    def _finite(self, gradient: Tensor) -> Tensor:
+        """Return a gradient [n, C, H, W] with NaN as zero, and infinity as large as the image's largest finite slope.
+
+        The sign of an infinite slope is right, as at a black pixel before x ** (1 / 2.2). On bp-resnet20 behind it
+        PGD-20 leaves so 80, 28 and 2 % of 100 digits at linf 2/255, linf 8/255 and l2 0.5; with zero for infinity
+        90, 71 and 6 %, with zero for such an image 96, 95 and 89 %.
+        """
+        self._asked_for += len(gradient)
+        finite = gradient.isfinite()
+        broken = int((~finite.flatten(1).all(1)).sum())
+        if not broken:
+            return gradient
+        text = "gradients were not finite: NaN counts as zero there, infinity as the image's largest slope"
+        self.notices[:] = [notice for notice in self.notices if text not in notice]
+        self._broken += broken
+        self.notice(f"{self._broken:,} of {self._asked_for:,} {text}")
+        largest = torch.where(finite, gradient, 0).abs().amax((1, 2, 3), keepdim=True)
+        largest = torch.where(largest > 0, largest, 1)
+        return torch.where(finite, gradient, gradient.sign().nan_to_num(0) * largest)
 
     @contextlib.contextmanager
     def _own_errors(self) -> Iterator[None]:
@@ -237,7 +259,10 @@ class WhiteBoxModel:
                 self.notice(f"not traced, autograd of the modules is trusted: {self._untraceable}")
             if self.kind.surrogate:
                 if not isinstance(forward, fx.GraphModule):
-                    raise UserError(f"expected a network that can be traced for a surrogate, got {self._untraceable}")
+                    raise UserError(
+                        f"expected a network that can be traced for gradient {str(self.kind)!r}, got one of which "
+                        f"{self._untraceable}: use 'exact'"
+                    )
                 forward = with_surrogate(forward, self.kind.surrogate)
             if self.precision == "bfloat16":
                 forward = self._in_half(forward, x)
