@@ -83,7 +83,7 @@ _CLAIMS = {"rule": ("rule-far-above-exact", "the rule"), "own": ("false-own-grad
 
 
 def _claimed_against_exact(results: Sequence[Result]) -> list[Check]:
-    followers = [result for result in results if result.spec.attack in {*WHITE_BOX, "autoattack"}]
+    followers = [result for result in results if result.spec.attack in {*WHITE_BOX, *STRONG}]
     checks = []
     for result in followers:
         same = {one.spec.gradient: one for one in followers if _attack_of(one) == _attack_of(result)}
@@ -94,7 +94,7 @@ def _claimed_against_exact(results: Sequence[Result]) -> list[Check]:
             claimed, true = _robust(result), _robust(same[exact])
             checks.append(compare(name, claimed, true, *names, "masked"))
             if result.spec.gradient.source == "own":
-                checks.append(compare("own-beats-exact", true, claimed, *reversed(names), "masked"))
+                checks.append(compare("own-beats-exact", true, claimed, names[1], names[0], "doubtful"))
     return checks
 
 

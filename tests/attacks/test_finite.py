@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from robustbench_bio.attacks import WhiteBoxModel
 from robustbench_bio.attacks.losses import cross_entropy
-from robustbench_bio.diagnosis.checks import finite_difference_error
 from robustbench_bio.diagnosis.diagnose import diagnose
+from robustbench_bio.diagnosis.differences import finite_difference_error
 from robustbench_bio.evaluation.evaluate import evaluate
 
 

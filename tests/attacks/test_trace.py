@@ -13,8 +13,8 @@ from robustbench_bio.attacks.access.record import Untraceable
 from robustbench_bio.attacks.access.trace import trace
 from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.core.rng import torch_generator
-from robustbench_bio.diagnosis.checks import finite_difference_error
 from robustbench_bio.diagnosis.diagnose import diagnose
+from robustbench_bio.diagnosis.differences import finite_difference_error
 from robustbench_bio.evaluation.evaluate import evaluate
 from robustbench_bio.nets.base import Inputs, Net
 

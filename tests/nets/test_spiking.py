@@ -12,7 +12,7 @@ from robustbench_bio.attacks.access.surrogate import stepped, with_surrogate
 from robustbench_bio.attacks.access.trace import trace
 from robustbench_bio.attacks.losses import cross_entropy
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.diagnosis import checks as probes
+from robustbench_bio.diagnosis import differences as probes
 from robustbench_bio.evaluation.planning import gradients_of
 from robustbench_bio.nets import Inputs, Net
 from robustbench_bio.nets.spiking import LIF, SpikingBlock, over_time

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_bio.attacks.access.mean_prediction import is_random
+from robustbench_bio.attacks.access.record import Untraceable
 from robustbench_bio.attacks.access.surrogate import ATTACKED_BY, stepped, with_surrogate
-from robustbench_bio.attacks.access.trace import Untraceable, laid_out, trace
+from robustbench_bio.attacks.access.trace import laid_out, trace
 from robustbench_bio.attacks.access.white_box import ZERO_SHARE, WhiteBoxModel, slope
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.records.gradient import EXACT, Gradient

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from robustbench_bio.attacks.access.stand_ins import StandIns
 from robustbench_bio.attacks.access.record import Untraceable
+from robustbench_bio.attacks.access.stand_ins import StandIns
 from robustbench_bio.attacks.access.trace import trace
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.nets.surrogates import surrogate
