@@ -1,7 +1,7 @@
 """From names to a plan: models of the zoo, data sets, attacks or presets, as the command line gives them."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from robustbench_bio.attacks import WhiteBoxModel
+from robustbench_bio.attacks import ATTACKS, WhiteBoxModel
 from robustbench_bio.attacks.access.comparison import followed, own_differs
 from robustbench_bio.attacks.external import BACKENDS, NATIVE, Peer, names
 from robustbench_bio.core.errors import UserError
@@ -25,27 +25,49 @@ from robustbench_bio.zoo.loading import DataSource
 #: Parameters of attacks that are lengths in input units, and so follow the unit of eps.
 LENGTHS = frozenset({"step_size", "start_sigma"})
 
+#: The attack where none is named, and the one that other libraries have as well.
+DEFAULT, COMMON = "swift", "pgd"
+
+#: What follows `DEFAULT` on networks with thresholds, and the budget that keeps it to a minute for 500 digits.
+SEARCH, SEARCH_BUDGET = "coordinate", {"queries": 1300, "restarts": 1}
+
 
 @dataclass(frozen=True)
 class AskedAttack:
     """An attack as `biorobust eval` is asked for it.
 
     Attributes:
+        attack: its name, or None for the worst case that seconds allow: `DEFAULT`, and behind it `SEARCH` for a
+            network with thresholds; `COMMON` with other libraries.
         threats: one for each radius.
         gradient: text of a gradient, "both" for rule (own without rules) and exact, or None for what fits the network.
         backend: "native", a library, or "all": native first, then every library that can do the same.
     """
 
-    attack: str
+    attack: str | None
     threats: Sequence[Threat]
     params: Mapping[str, Any] = field(default_factory=dict)
     gradient: str | None = None
     backend: str = NATIVE
 
+    @property
+    def name(self) -> str:
+        """The attack that runs."""
+        return self.attack or (DEFAULT if self.backend == NATIVE else COMMON)
+
+    def measurements(self, backend: str, gradients: Sequence[Gradient]) -> Iterator[Measurement]:
+        """Yield every radius and gradient through one library."""
+        for threat, gradient in itertools.product(self.threats, gradients):
+            yield Measurement(self.name, threat, gradient, dict(self.params), backend)
+        if self.attack is None and backend == NATIVE and gradients[-1].surrogate:
+            for threat in self.threats:
+                if threat.norm in ATTACKS.get(SEARCH).norms:
+                    yield Measurement(SEARCH, threat, gradients[-1], dict(SEARCH_BUDGET))
+
     def check(self) -> None:
         """Raise `UserError` for a name, norm or parameter that does not fit, before anything is loaded."""
         for threat in self.threats:
-            Measurement(self.attack, threat, params=dict(self.params)).check()
+            Measurement(self.name, threat, params=dict(self.params)).check()
         if self.backend not in (*names(), "all"):
             raise UserError(unknown("backend", self.backend, [*names(), "all"]))
 
@@ -76,20 +98,14 @@ def eval_plan(
     for gradient in gradients:
         WhiteBoxModel(net, gradient)  # complains now of a rule gradient without rules
 
-    def measurements(backend: str) -> list[Measurement]:
-        return [
-            Measurement(asked.attack, threat, gradient, dict(asked.params), backend)
-            for threat, gradient in itertools.product(asked.threats, gradients)
-        ]
-
     def check(backend: str) -> None:
-        for measurement in measurements(backend):
+        for measurement in asked.measurements(backend, gradients):
             library = measurement.built(settings.precision)
             if isinstance(library, Peer):
                 library.check(net, measurement.gradient, measurement.threat, x[:1])
 
     backends = _backends(asked.backend, check, notice)
-    asked_for = tuple(measurement for backend in backends for measurement in measurements(backend))
+    asked_for = tuple(measurement for backend in backends for measurement in asked.measurements(backend, gradients))
     return Plan(examples, (Subject(label_of(model), net),), asked_for, settings, as_asked=True)
 
 

@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 
 from robustbench_bio.core.stats import wilson
+from robustbench_bio.diagnosis.comparisons import strongly_attacked
 from robustbench_bio.evaluation.worst_case import worst_cases
 from robustbench_bio.records.diagnosis import Diagnosis
 from robustbench_bio.records.result import Result
@@ -73,14 +74,16 @@ def eval_table(results: Sequence[Result], diagnosis: Diagnosis | None = None) ->
         table.add_row(
             result.spec.backend if others else result.spec.attack,
             str(result.spec.threat),
-            str(result.spec.gradient),
+            str(result.spec.gradient).replace("surrogate:", "surrogate:\n"),
             with_interval(sum(result.outcomes_record.robust_correct()), result.n),
             "" if exact is None else f"{100 * (result.robust_accuracy - same[exact].robust_accuracy):+.1f}",
             f"{result.queries_mean:.1f}",
             f"{result.provenance.seconds:.1f}{'*' if result.from_store else ''}",
         )
     for threat, robust in worst_cases(results).items():
-        table.add_row("worst case", str(threat), "", with_interval(sum(robust), len(robust)), style="bold")
+        # What a single loss leaves is the lowest of the table, and no worst case.
+        label = "worst case" if strongly_attacked(results, threat) else "lowest"
+        table.add_row(label, str(threat), "", with_interval(sum(robust), len(robust)), style="bold")
     return table
 
 
