@@ -194,7 +194,7 @@ def test_min_norm_finds_the_distance_to_the_boundary_of_a_linear_classifier(norm
         roomy = exact < 0.4
         x, y, exact = x[roomy], y[roomy], exact[roomy]
     assert len(y) >= 10
-    result = evaluate(net, (x, y), attack="min-norm", norm=norm, eps=1.0 if norm == "linf" else 20.0, steps=20)
+    result = evaluate(net, (x, y), attack="min-norm", norm=norm, eps=1.0 if norm == "linf" else 6.9, steps=20)
     distance = torch.tensor(result.outcomes["distance"].to_numpy(), dtype=torch.float64)
     assert result.robust_accuracy == 0
     torch.testing.assert_close(distance, exact, rtol=2e-3, atol=1e-6)
