@@ -134,9 +134,14 @@ def _origin(member: object) -> str:
     return f"{getattr(member, '__module__', None)}.{name}" if name else repr(member)
 
 
+def shortened(text: str, most: int = 120) -> str:
+    """Return a text of strangers as messages quote it: the whole only if it is short."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the message for a name that does not exist, with near misses first."""
-    names = list(known)
+    names, name = list(known), shortened(name)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(sorted(names)) or 'none'}"
     return f"unknown {kind} {name!r}: {hint}"

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from robustbench_bio.core.documents import MAX_TOML_FILE, parse_json, parse_toml
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.files import read_text
-from robustbench_bio.core.registry import unknown
+from robustbench_bio.core.registry import shortened, unknown
 
 Precision = Literal["float32", "bfloat16"]
 Scalar = bool | int | float | str
@@ -146,7 +146,7 @@ def first_error(error: ValidationError, record: type[BaseModel]) -> str:
             message += f": {form}"
     others = sum(p["loc"][: len(place)] != place for p in problems)
     rest = f" (and {others} more)" if others else ""
-    return f"field {'.'.join(map(str, place)) or 'document'!r}: {message}{rest}"
+    return f"field {shortened('.'.join(map(str, place))) or 'document'!r}: {message}{rest}"
 
 
 def _fields(record: type[BaseModel], place: Sequence[int | str]) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from robustbench_bio.core.errors import UserError
+from robustbench_bio.core.registry import shortened
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
@@ -45,7 +46,7 @@ class Gradient:
         kind, _, name = source.partition(":")
         draws = _draws(eot) if plus or eot else 0
         if draws is None or kind not in get_args(Source) or bool(name) != (kind == "surrogate"):
-            raise UserError(f"expected a gradient such as {FORMS}, got {text!r}")
+            raise UserError(f"expected a gradient such as {FORMS}, got {shortened(text)!r}")
         return cls(kind, name, draws)  # type: ignore[arg-type]
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from robustbench_bio.core.errors import UserError
-from robustbench_bio.core.registry import unknown
+from robustbench_bio.core.registry import shortened, unknown
 
 if TYPE_CHECKING:
     from pydantic_core import CoreSchema
@@ -43,7 +43,7 @@ def parse_eps(text: str) -> float:
     except (ValueError, ZeroDivisionError):
         eps = math.nan
     if not math.isfinite(eps):
-        raise UserError(f"expected eps as a number or a fraction such as 8/255, got {text!r}")
+        raise UserError(f"expected eps as a number or a fraction such as 8/255, got {shortened(text)!r}")
     return eps
 
 
