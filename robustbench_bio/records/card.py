@@ -1,10 +1,23 @@
 """What a card says: a network of the zoo, and how it was trained."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from robustbench_bio.records.base import FileName, Fraction01, Identifier, Precision, Record, Scalar, Seed, Sha256, Text
+
+#: Characters of a text among the options of a network or a rule, which may be the path of a genotype.
+MAX_OPTION = 1000
+
+
+def _plain_options(options: dict[str, Scalar | list[int]]) -> dict[str, Scalar | list[int]]:
+    for text in (*options, *(value for value in options.values() if isinstance(value, str))):
+        if len(text) > MAX_OPTION or not text.isprintable():
+            raise ValueError(f"expected printable texts of at most {MAX_OPTION:,} characters, got {text[:40]!r}")
+    return options
+
+
+NetOptions = Annotated[dict[str, Scalar | list[int]], AfterValidator(_plain_options)]
 
 
 class Adversary(Record):
@@ -24,7 +37,7 @@ class Recipe(Record):
     epochs: int = Field(default=50, ge=1, le=1_000_000)
     batch_size: int = Field(default=64, ge=1, le=1_000_000)
     optimiser: Literal["sgd", "adamw"] = "sgd"
-    lr: float = Field(default=0.05, gt=0, le=1e6)
+    lr: float = Field(default=0.05, gt=0, le=1e39)
     min_lr: float = Field(default=0.0, ge=0, le=1e6)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=3e-4, ge=0, le=1e6)
@@ -52,7 +65,7 @@ class Recipe(Record):
 class TrainedNet(Record):
     """One network of a card: its size, weights and training for one data set."""
 
-    net: dict[str, Scalar | list[int]] = Field(default_factory=dict)
+    net: NetOptions = Field(default_factory=dict)
     seed: Seed = 0
     recipe: Recipe
     weights: FileName | None = None
@@ -77,7 +90,7 @@ class ModelCard(Record):
     licence: Text = "MIT"
     rule: Text = "genotype"
     """Assignment of rules to layers, in the syntax of `rules.resolve`."""
-    rule_options: dict[str, Scalar] = Field(default_factory=dict)
-    net: dict[str, Scalar | list[int]]
+    rule_options: Annotated[dict[str, Scalar], AfterValidator(_plain_options)] = Field(default_factory=dict)
+    net: NetOptions
     """`name` of the network and parameters that hold for every data set."""
     datasets: dict[str, TrainedNet] = Field(default_factory=dict)
