@@ -35,6 +35,9 @@ def _heaviside(u: Tensor, at_zero: Tensor) -> Tensor:
 #: Operations without a derivative in some version of torch, as others that have one.
 _SPELT_OUT = {_aten.heaviside.default: _heaviside}
 
+#: Recurrent layers in one operation, which takes no other precision or has a slope in training only.
+_FUSED = {_aten.mkldnn_rnn_layer.default, _aten._cudnn_rnn.default}
+
 #: Libraries whose operations have derivatives that torch answers for; another one's may be anything.
 _HONEST = {"aten", "prims", "torchvision"}
 
@@ -66,6 +69,7 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         constants: tensors that no recorded operation made, by name.
+        fused: whether one of `_FUSED` was among them.
         refused: why the pass cannot be recorded; "" where it can. Raising is not enough: a network may catch it.
     """
 
@@ -75,6 +79,7 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.constants: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
         self.refused = ""
+        self.fused = False
         self._nodes: dict[object, fx.Node] = {}
         self._alive: list[Tensor] = []  # else another tensor could be laid where one was
         self._moving: set[int] = set()  # storages with what depends on the input or on chance
@@ -100,6 +105,7 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._keep(tensor)
         outputs = func(*args, **kwargs)
         if written or next(_tensors(outputs), None) is not None:
+            self.fused |= func in _FUSED
             node = self.graph.call_function(_CUTS.get(func, func), inputs, options)
             self._answer(outputs, node, moving=moving)
             for tensor in written if moving else ():
@@ -180,11 +186,12 @@ class _Exits(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _recorded(model: nn.Module, x: Tensor, rows: int) -> _Record:
+def _recorded(model: nn.Module, x: Tensor, rows: int, *, libraries: bool = True) -> _Record:
+    """Record one pass of `rows` random images, without oneDNN and cuDNN if they fuse what has to be seen into."""
     batch = torch.rand((rows, *x.shape[1:])).to(x)
     kept = _Record(batch)
     try:
-        with _as_before(model), torch.no_grad(), _plain_kernels(), _not_compiled(), _Exits(kept), kept:
+        with _as_before(model), torch.no_grad(), _plain_kernels(libraries), _not_compiled(), _Exits(kept), kept:
             logits = model(batch)
         kept.output(logits)
     except Untraceable:
@@ -197,18 +204,21 @@ def _recorded(model: nn.Module, x: Tensor, rows: int) -> _Record:
                 kept.constants[name].copy_(value)
     if kept.refused:
         raise Untraceable(kept.refused)
-    return kept
+    return _recorded(model, x, rows, libraries=False) if kept.fused and libraries else kept
 
 
 @contextlib.contextmanager
-def _plain_kernels() -> Iterator[None]:
-    """Let attention and recurrent layers run as what they consist of: not every fused operation has a slope."""
+def _plain_kernels(libraries: bool) -> Iterator[None]:
+    """Let attention, and without libraries recurrent layers too, run as what they consist of."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     # Its context manager would name a precision too, and warn of it.
-    onednn, *_ = torch.backends.mkldnn.set_flags(False, None, None, None)  # type: ignore[no-untyped-call]
+    onednn, *_ = torch.backends.mkldnn.set_flags(None if libraries else False, None, None, None)  # type: ignore[no-untyped-call]
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.cudnn.flags(enabled=libraries and torch.backends.cudnn.enabled),
+        ):
             yield
     finally:
         torch.backends.mkldnn.set_flags(onednn, None, None, None)  # type: ignore[no-untyped-call]
