@@ -127,7 +127,7 @@ class _AttackedNetwork:
         queries, steps = torch.zeros_like(y), torch.zeros_like(y)
         if len(right) > 0:
             rng = ExampleRng(spec.seed, [batch.ids[place] for place in right.tolist()], spec.attack)
-            self.white_box.begin()
+            self.white_box.zeros.begin()
             proposal = attack.perturb(self.white_box, x[right], y[right], spec.threat, rng)
             adversarial[right], sizes = self.judge(x[right], proposal.x_adv, y[right])
             size[right.cpu()] = sizes.float().cpu()
@@ -164,7 +164,7 @@ def _remarks(gradient: Gradient, draws: int) -> list[str]:
 
 def _zeros(white_box: WhiteBoxModel) -> list[str]:
     """Return what a reader must know where the gradient was zero, so that no attack could follow it."""
-    share, kind = white_box.zero_share(), str(white_box.kind)
+    share, kind = white_box.zeros.share(), str(white_box.kind)
     if share <= ZERO_SHARE:
         return []
     others = [other for other in ("surrogate:arctan", "own", "exact") if not other.startswith(white_box.kind.source)]

@@ -34,6 +34,28 @@ def rules_of(model: nn.Module) -> RuleSet | None:
 ZERO_SHARE = 0.05
 
 
+class ZeroGradients:
+    """Counts the images whose gradient is zero where an attack begins."""
+
+    def __init__(self) -> None:
+        self._begins = False
+        self._zero: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Say that a batch of images begins, whose first gradients are the next to be seen."""
+        self._begins = True
+
+    def see(self, gradient: Tensor) -> None:
+        """Look at gradients [n, C, H, W] if they are the first of a batch."""
+        if self._begins:
+            self._begins = False
+            self._zero.append(~(gradient.flatten(1).abs().amax(1) > 0))
+
+    def share(self) -> float:
+        """Return the share of the images that were seen, over all batches; 0 if none was."""
+        return torch.cat(self._zero).float().mean().item() if self._zero else 0.0
+
+
 class WhiteBoxModel:
     """White-box access to a network that stays as it is.
 
@@ -51,6 +73,7 @@ class WhiteBoxModel:
         seed: of a random network's draws.
 
     Attributes:
+        zeros: for how many images the gradient was zero, counted where `begin` is called.
         notices: what a reader of the result should know, such as a network that cannot be traced.
         random: whether the network is; a point then counts as fooling it where the mean answer leads beyond its noise.
         answer_cost: forward passes behind each answer.
@@ -75,8 +98,7 @@ class WhiteBoxModel:
         self.kind = Gradient.read(gradient)
         self.precision = precision
         self.notices: list[str] = []
-        self._begins = False
-        self._zero: list[Tensor] = []
+        self.zeros = ZeroGradients()
         self._traced = traced and self.kind.source != "own"
         self._graph: fx.GraphModule | None = None
         self._untraceable = ""
@@ -98,14 +120,6 @@ class WhiteBoxModel:
         """Tell the reader of the result once."""
         if text not in self.notices:
             self.notices.append(text)
-
-    def begin(self) -> None:
-        """Say that a batch of images begins: its first gradients are looked at for zeros."""
-        self._begins = True
-
-    def zero_share(self) -> float:
-        """Return the share of the images whose first gradient was zero, over all batches; 0 if nobody asked."""
-        return torch.cat(self._zero).float().mean().item() if self._zero else 0.0
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -185,9 +199,7 @@ class WhiteBoxModel:
         ask = self._mean_gradient if self.kind.draws else self._gradient
         parts = [ask(*part, loss) for part in zip(torch.split(x, rows), torch.split(against, rows), strict=True)]
         gradient = torch.cat([p.gradient for p in parts])
-        if self._begins:
-            self._begins = False
-            self._zero.append(~(gradient.detach().flatten(1).abs().amax(1) > 0))
+        self.zeros.see(gradient)
         return InputGradient(gradient, torch.cat([p.logits for p in parts]))
 
     def _mean_gradient(self, x: Tensor, against: Tensor, loss: AttackLoss) -> InputGradient:
