@@ -94,7 +94,8 @@ def _claimed_against_exact(results: Sequence[Result]) -> list[Check]:
             claimed, true = _robust(result), _robust(same[exact])
             checks.append(compare(name, claimed, true, *names, "masked"))
             if result.spec.gradient.source == "own":
-                checks.append(compare("own-beats-exact", true, claimed, names[1], names[0], "doubtful"))
+                names = f"{result.spec.attack} through the exact gradient", f"through {source}"
+                checks.append(compare("own-beats-exact", true, claimed, *names, "doubtful"))
     return checks
 
 

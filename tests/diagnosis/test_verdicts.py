@@ -207,6 +207,31 @@ def test_a_rule_far_above_the_exact_gradient_is_found() -> None:
 
 
 @pytest.mark.parametrize(
+    ("gradient", "exact", "name"),
+    [
+        ("rule+eot:3", "exact", "rule-far-above-exact"),
+        ("rule+eot:20", "eot:20", "rule-far-above-exact"),
+        ("own", "exact", "false-own-gradient"),
+        ("own+eot:20", "eot:20", "false-own-gradient"),
+    ],
+)
+def test_whatever_the_network_claims_is_held_against_the_exact_gradient(gradient: str, exact: str, name: str) -> None:
+    claimed, true = (measured("pgd", 70, gradient=gradient), measured("pgd", 40, gradient=exact))
+    assert fired(claimed, true) == [(name, 0.3)]
+    # A claimed gradient is no white-box attack to hold others against.
+    assert "square-beats-white-box" not in dict(fired(claimed, measured("square", 60)))
+
+
+def test_an_own_gradient_that_beats_the_exact_one_shows_that_this_misleads() -> None:
+    assert fired(measured("pgd", 40, gradient="own"), measured("pgd", 70)) == [("own-beats-exact", 0.3)]
+    assert fired(measured("pgd", 40, gradient="rule"), measured("pgd", 70)) == []
+    (check,) = (one for one in contradictions([measured("pgd", 4, gradient="own"), measured("pgd", 70)]) if one.fired)
+    assert check.detail.startswith(
+        "pgd through the exact gradient leaves 70.0 %, through the network's own gradient 4.0"
+    )
+
+
+@pytest.mark.parametrize(
     "other",
     [{"eps": 0.2}, {"norm": "l2"}, {"params": {"steps": 10}}, {"gradient": "surrogate:arctan"}, {"backend": "foolbox"}],
     ids=str,
