@@ -58,13 +58,16 @@ def evaluate(
     from robustbench_bio.attacks import ATTACKS
     from robustbench_bio.core.files import default_home
     from robustbench_bio.diagnosis.assess import assess
-    from robustbench_bio.evaluation.planning import DEFAULT, AskedAttack, eval_plan, read_settings
+    from robustbench_bio.evaluation.plan import default_attack
+    from robustbench_bio.evaluation.planning import AskedAttack, eval_plan, read_settings
     from robustbench_bio.evaluation.store import Store
     from robustbench_bio.records.threat import Threat
     from robustbench_bio.report import tables as report
     from robustbench_bio.zoo.loading import DataSource
 
-    threats = Threat.several(ATTACKS.get(attack or DEFAULT).natural_norm() if norm is None else norm, eps)
+    threats = Threat.several(
+        ATTACKS.get(attack or default_attack(backend)).natural_norm() if norm is None else norm, eps
+    )
     settings = read_settings(seed=seed, batch_size=batch_size, precision=precision, device=device)
     store = Store(out_dir or default_home() / "results")
     with terminal.progress_shown("attacking") as progress:

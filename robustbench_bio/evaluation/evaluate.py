@@ -11,7 +11,7 @@ from robustbench_bio.core.progress import Progress, silent
 from robustbench_bio.evaluation.given import Data
 from robustbench_bio.evaluation.measure import measure
 from robustbench_bio.evaluation.network import Network, device_of, network_of
-from robustbench_bio.evaluation.plan import Measurement, Settings, Slice, Subject, prepare
+from robustbench_bio.evaluation.plan import Measurement, Settings, Slice, Subject, default_attack, prepare
 from robustbench_bio.evaluation.store import Store
 from robustbench_bio.records.base import Precision
 from robustbench_bio.records.gradient import Gradient
@@ -23,7 +23,7 @@ def evaluate(
     model: Network,
     data: Data,
     *,
-    attack: str = "swift",
+    attack: str | None = None,
     norm: Norm | None = None,
     eps: float | str | None = None,
     gradient: str | Gradient = "exact",
@@ -45,7 +45,8 @@ def evaluate(
             normalisation inside.
         data: (x [N, C, H, W] in [0, 1], or uint8 in 0…255, y [N] of any integer type) as tensors or arrays, or a
             `DataLoader` or `Dataset` of them, see `examples_of`.
-        attack: name of an attack; swift finds nearly what AutoAttack does, at a small part of its price.
+        attack: its name; by default swift, which finds nearly what AutoAttack does at a small part of its price, and
+            pgd of another library.
         norm: "linf", "l2", "l1" or "l0", as the attack serves; by default linf, or what else is natural to the attack.
         eps: radius in input units (pixels for l0), a number or a text such as "8/255"; by default what is natural to
             the norm: 8/255 for linf, 0.5 for l2, 12 for l1, one pixel for l0.
@@ -72,6 +73,7 @@ def evaluate(
         UserError: network, data or parameters cannot be used as they are.
         AttackViolation: the attack left the threat model or changed the network.
     """
+    attack = attack or default_attack(backend)
     threat = Threat.checked(ATTACKS.get(attack).natural_norm() if norm is None else norm, eps)
     measurement = Measurement(attack, threat, Gradient.read(gradient), params, backend)
     examples = Slice.given(data, ids, *names[1:])

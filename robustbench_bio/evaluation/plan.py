@@ -125,6 +125,11 @@ class Subject:
         return self._fingerprints[key]
 
 
+def default_attack(backend: str = NATIVE) -> str:
+    """Return the attack that runs where none is named: swift, or the one that other libraries have as well."""
+    return "swift" if backend == NATIVE else "pgd"
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One attack at one radius with one gradient.

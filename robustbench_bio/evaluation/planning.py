@@ -14,7 +14,7 @@ from robustbench_bio.attacks.access.comparison import followed, own_differs
 from robustbench_bio.attacks.external import BACKENDS, NATIVE, Peer, names
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.registry import unknown
-from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject
+from robustbench_bio.evaluation.plan import Measurement, Plan, Settings, Slice, Subject, default_attack
 from robustbench_bio.records.base import Precision
 from robustbench_bio.records.gradient import EXACT, OWN, RULE, Gradient
 from robustbench_bio.records.preset import AskedMeasurement, AttackPreset
@@ -25,10 +25,8 @@ from robustbench_bio.zoo.loading import DataSource
 #: Parameters of attacks that are lengths in input units, and so follow the unit of eps.
 LENGTHS = frozenset({"step_size", "start_sigma"})
 
-#: The attack where none is named, and the one that other libraries have as well.
-DEFAULT, COMMON = "swift", "pgd"
-
-#: What follows `DEFAULT` on networks with thresholds, and the budget that keeps it to a minute for 500 digits.
+#: What follows the attack that runs where none is named on networks with thresholds, and a budget that keeps it to a
+#: minute for 500 digits.
 SEARCH, SEARCH_BUDGET = "coordinate", {"queries": 1300, "restarts": 1}
 
 
@@ -37,8 +35,8 @@ class AskedAttack:
     """An attack as `biorobust eval` is asked for it.
 
     Attributes:
-        attack: its name, or None for the worst case that seconds allow: `DEFAULT`, and behind it `SEARCH` for a
-            network with thresholds; `COMMON` with other libraries.
+        attack: its name, or None for what finds most in seconds (`default_attack`), and behind it `SEARCH` for a
+            network with thresholds.
         threats: one for each radius.
         gradient: text of a gradient, "both" for rule (own without rules) and exact, or None for what fits the network.
         backend: "native", a library, or "all": native first, then every library that can do the same.
@@ -53,7 +51,7 @@ class AskedAttack:
     @property
     def name(self) -> str:
         """The attack that runs."""
-        return self.attack or (DEFAULT if self.backend == NATIVE else COMMON)
+        return self.attack or default_attack(self.backend)
 
     def measurements(self, backend: str, gradients: Sequence[Gradient]) -> Iterator[Measurement]:
         """Yield every radius and gradient through one library."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import operator
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,7 +34,10 @@ def _heaviside(u: Tensor, at_zero: Tensor) -> Tensor:
 
 
 #: Operations without a derivative in some version of torch, as others that have one.
-_SPELT_OUT = {_aten.heaviside.default: _heaviside}
+_SPELT_OUT: dict[Any, Any] = {
+    _aten.heaviside.default: _heaviside,
+    _aten.floor_divide.default: functools.partial(_aten.div.Tensor_mode, rounding_mode="floor"),
+}
 
 #: Recurrent layers in one operation, which takes no other precision or has a slope in training only.
 _FUSED = {_aten.mkldnn_rnn_layer.default, _aten._cudnn_rnn.default}
@@ -145,7 +149,7 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._answer(part, self.graph.call_function(operator.getitem, (node, i)), moving=moving)
 
     def _know(self, tensor: Tensor, node: fx.Node, *, moving: bool) -> None:
-        node.meta["shape"] = tensor.shape
+        node.meta["shape"], node.meta["dtype"] = tensor.shape, tensor.dtype
         self._alive.append(tensor)
         self._nodes[_place(tensor)] = node
         if moving:
@@ -181,9 +185,15 @@ class _Exits(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") in _EXITS and isinstance(args[0], Tensor) and self.seen.moves(args[0]):
-            self.seen.refuse(f"values leave torch by {func.__name__}")
-        return func(*args, **(kwargs or {}))
+        name, options = getattr(func, "__name__", ""), kwargs or {}
+        if name in _EXITS and isinstance(args[0], Tensor) and self.seen.moves(args[0]):
+            self.seen.refuse(f"values leave torch by {name}")
+        if name == "one_hot" and "num_classes" not in options and len(args) == 2:
+            options, args = {"num_classes": args[1]}, args[:1]
+        if name == "one_hot" and options.get("num_classes", -1) > 0:
+            # Torch looks at the values first, only to check them.
+            return (args[0].unsqueeze(-1) == torch.arange(options["num_classes"], device=args[0].device)).long()
+        return func(*args, **options)
 
 
 def _recorded(model: nn.Module, x: Tensor, rows: int, *, libraries: bool = True) -> _Record:
@@ -298,12 +308,13 @@ class _Follow:
         if (per_row, fixed) not in self.sizes:
             previous = next(reversed(self.sizes.values()), self.x)
             with self.graph.inserting_after(previous):
-                size = self.graph.call_function(_sized, (self.x, per_row, fixed))
+                size = self.graph.call_function(sized, (self.x, per_row, fixed))
             self.sizes[per_row, fixed] = size
         return self.sizes[per_row, fixed]
 
 
-def _sized(x: Tensor, per_row: int, fixed: int) -> int:
+def sized(x: Tensor, per_row: int, fixed: int) -> int:
+    """Return a number that grows with the rows of x."""
     return per_row * len(x) + fixed
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from robustbench_bio.attacks.access.record import sized
 from robustbench_bio.nets.surrogates import surrogate
 
 _aten = torch.ops.aten
@@ -22,8 +23,8 @@ _COMPARISONS = dict.fromkeys((_aten.gt.Scalar, _aten.gt.Tensor, _aten.ge.Scalar,
 #: Are two numbers equal, as in `z == z.amax(1)`? A step at a distance of zero, up or down.
 _EQUALITIES = {_aten.eq.Scalar: 1, _aten.eq.Tensor: 1, _aten.ne.Scalar: -1, _aten.ne.Tensor: -1}
 
-#: Signs and their like, and the height of their step.
-_SIGNS = {_aten.sign.default: 2.0, _aten.heaviside.default: 1.0}
+#: Signs, and the height of their step.
+_SIGNS = {_aten.sign.default: 2.0}
 _STAIRS = {_aten.round.default, _aten.round.decimals, _aten.floor.default, _aten.ceil.default, _aten.trunc.default}
 
 #: What turns truth values and whole numbers into floats, and back.
@@ -35,7 +36,6 @@ _BUCKETS = {_aten.bucketize.Tensor: (0, 1), _aten.searchsorted.Tensor: (1, 0)}
 #: Operations on whole numbers or truth values, and what they do to floats that need not be either.
 _SMOOTH: dict[Any, Callable[..., Any]] = {
     _aten.div.Tensor_mode: lambda a, b, **_: a / b,
-    _aten.floor_divide.default: lambda a, b: a / b,
     _aten.__rshift__.Scalar: lambda a, bits: a / 2**bits,
     _aten.__lshift__.Scalar: lambda a, bits: a * 2**bits,
     _aten.bitwise_and.Scalar: lambda a, _: a,
@@ -79,11 +79,7 @@ class StandIns:
         for node in list(graph.nodes):
             if node.op == "placeholder":
                 self._live.add(node)
-            elif (
-                node.op == "call_function"
-                and node.target != _aten.sym_size.int
-                and self._live & set(node.all_input_nodes)
-            ):
+            elif node.op == "call_function" and node.target is not sized and self._live & set(node.all_input_nodes):
                 self._live.add(node)
                 self._cursor = node
                 self._visit(node)
@@ -201,8 +197,7 @@ def _name(node: Any) -> str:
 
 
 def _is_float(node: Any) -> bool:
-    dtype = getattr(node.meta.get("val"), "dtype", torch.float32)
-    return bool(dtype.is_floating_point)
+    return bool(node.meta.get("dtype", torch.float32).is_floating_point)
 
 
 def _only_index(node: Any) -> Any:

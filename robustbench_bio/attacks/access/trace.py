@@ -174,7 +174,7 @@ def _into_convolution(
     """Give the convolution `x` the weights that also do what `norm` does; None if somebody else sees its output."""
     if x.target != _aten.convolution.default or x.args[6]:
         return None  # a transposed one has its output channels on another axis
-    if any(use is not norm and use.target != _aten.sym_size.int for use in x.users):
+    if any(use is not norm for use in x.users):
         return None
     weight, bias = x.args[1], x.args[2]
     if any(isinstance(n, fx.Node) and n.op != "get_attr" for n in (weight, bias)):
