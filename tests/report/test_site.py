@@ -132,10 +132,9 @@ NASTY = '<script>alert(1)</script>"><img src=x onerror=alert(1)>\u2028{{ 7 * 7 }
 
 def nasty(contest: Board) -> Entry:
     """Return an entry that says something dangerous wherever it holds a text, also where records refuse it."""
-    card = card_of(
-        "zz-nasty", net={"name": NASTY, NASTY: NASTY}, datasets={"digits": TrainedNet(recipe=Recipe())}
-    ).model_copy(
+    card = card_of("zz-nasty", datasets={"digits": TrainedNet(recipe=Recipe())}).model_copy(
         update={"title": NASTY, "summary": NASTY, "reference": NASTY, "licence": NASTY, "rule": f"bp,{NASTY}=usf",
+                "net": {"name": NASTY, NASTY: NASTY},
                 "datasets": {"digits": TrainedNet(recipe=Recipe()).model_copy(update={"trained_on": NASTY})}},
     )  # fmt: skip
     cells = catalog.genotype("biodarts").model_copy(update={"source": NASTY})
