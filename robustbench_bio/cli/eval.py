@@ -65,9 +65,8 @@ def evaluate(
     from robustbench_bio.report import tables as report
     from robustbench_bio.zoo.loading import DataSource
 
-    threats = Threat.several(
-        ATTACKS.get(attack or default_attack(backend)).natural_norm() if norm is None else norm, eps
-    )
+    runs = ATTACKS.get(attack or default_attack(backend))
+    threats = Threat.several(runs.natural_norm() if norm is None else norm, eps)
     settings = read_settings(seed=seed, batch_size=batch_size, precision=precision, device=device)
     store = Store(out_dir or default_home() / "results")
     with terminal.progress_shown("attacking") as progress:

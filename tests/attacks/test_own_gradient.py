@@ -83,7 +83,9 @@ def aligned() -> Aligned:
 
 def test_own_finds_what_another_library_finds_through_the_module(aligned: Aligned, data: tuple[Tensor, Tensor]) -> None:
     attacks = pytest.importorskip("torchattacks")
-    own, exact = (evaluate(aligned, data, eps=EPS, steps=20, gradient=gradient) for gradient in ("own", "exact"))
+    own, exact = (
+        evaluate(aligned, data, attack="pgd", eps=EPS, steps=20, gradient=gradient) for gradient in ("own", "exact")
+    )
     x, y = data
     torch.manual_seed(0)
     theirs = attacks.PGD(aligned, eps=EPS, alpha=2.5 * EPS / 20, steps=20)(x, y)

@@ -129,7 +129,7 @@ def test_outcomes_keep_their_invariants(net: nn.Module, data: Data, attack: str,
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_outcomes_are_those_of_the_attack_made_by_hand(net: nn.Module, data: Data, norm: Norm) -> None:
     ids = [3 * i + 5 for i in range(60)]
-    frame = evaluate(net, data, norm=norm, eps=EPS[norm], steps=7, restarts=2, seed=4, ids=ids).outcomes
+    frame = evaluate(net, data, attack="pgd", norm=norm, eps=EPS[norm], steps=7, restarts=2, seed=4, ids=ids).outcomes
     x, y = data
     clean = net(x).argmax(1)
     assert frame["clean_prediction"].tolist() == clean.tolist()
@@ -148,7 +148,7 @@ def test_outcomes_are_those_of_the_attack_made_by_hand(net: nn.Module, data: Dat
 
 
 def test_scores_are_functions_of_the_outcomes(net: nn.Module, data: Data) -> None:
-    result = evaluate(net, data, eps=0.1, steps=10)
+    result = evaluate(net, data, attack="pgd", eps=0.1, steps=10)
     rows = result.outcomes.to_dict("records")
     clean = [row for row in rows if row["clean_prediction"] == row["label"]]
     robust = [row for row in clean if row["adversarial_prediction"] == row["label"]]
@@ -226,7 +226,7 @@ def test_batches_and_order_do_not_change_outcomes(net: nn.Module, data: Data, at
 
 def test_the_seed_decides_the_draws(net: nn.Module, data: Data) -> None:
     def outcomes(**params: Any) -> pd.DataFrame:
-        return evaluate(net, data, norm="l2", eps=0.4, **params).outcomes
+        return evaluate(net, data, attack="pgd", norm="l2", eps=0.4, **params).outcomes
 
     pd.testing.assert_frame_equal(outcomes(seed=1), outcomes(seed=1))
     assert (outcomes(seed=1)["distance"] != outcomes(seed=2)["distance"]).sum() > 10
@@ -314,7 +314,7 @@ def test_three_channels_in_any_layout(data: Data) -> None:
 
 def test_queries_beyond_a_byte_are_counted_for_labels_of_a_byte(net: nn.Module, data: Data) -> None:
     x, y = data
-    frame = evaluate(net, (x, y.to(torch.uint8)), eps=1e-4, steps=300).outcomes
+    frame = evaluate(net, (x, y.to(torch.uint8)), attack="pgd", eps=1e-4, steps=300).outcomes
     assert frame["queries"].max() >= 300
     assert frame["steps"].max() == 300
 
@@ -357,7 +357,7 @@ def test_a_wrong_argument_is_the_users_mistake(
 ) -> None:
     plant(nothing_to_do)
     with pytest.raises(UserError) as caught:
-        evaluate(net, data, **changes)
+        evaluate(net, data, **{"attack": "pgd"} | changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

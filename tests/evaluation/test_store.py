@@ -61,7 +61,9 @@ def subject() -> tuple[Rows, tuple[Tensor, Tensor]]:
 
 def measure(store: Store | None, batch_size: int = 8, **changes: Any) -> Result:
     model, data = subject()
-    return rb.evaluate(model, data, batch_size=batch_size, store=store, **({"steps": 5, "eps": 0.1} | changes))
+    return rb.evaluate(
+        model, data, batch_size=batch_size, store=store, **({"attack": "pgd", "steps": 5, "eps": 0.1} | changes)
+    )
 
 
 class Killed(Exception):
@@ -188,7 +190,7 @@ def test_a_killed_run_continues_without_repeating_finished_batches(tmp_path: Pat
     assert store.get(whole.spec) is None
 
     model, data = subject()
-    resumed = rb.evaluate(model, data, batch_size=again, store=store, steps=5, eps=0.1)
+    resumed = rb.evaluate(model, data, batch_size=again, store=store, attack="pgd", steps=5, eps=0.1)
     gate = 8
     known = {row.numpy().tobytes() for row in data[0][gate:left]}
     fresh = {row.numpy().tobytes() for row in data[0][left:]}
@@ -211,7 +213,7 @@ def test_outcomes_do_not_depend_on_the_batch_size(batch_size: int) -> None:
 def test_an_equal_call_is_answered_from_the_store_after_a_look_at_a_few_answers(tmp_path: Path) -> None:
     first = measure(Store(tmp_path))
     model, data = subject()
-    again = rb.evaluate(model, data, batch_size=3, store=Store(tmp_path), steps=5, eps=0.1)
+    again = rb.evaluate(model, data, batch_size=3, store=Store(tmp_path), attack="pgd", steps=5, eps=0.1)
     assert len(model.seen) <= ASKED, "no more than the fingerprint asks"
     assert again.from_store
     assert not first.from_store
@@ -230,11 +232,11 @@ def test_another_network_or_other_data_get_an_answer_of_their_own(tmp_path: Path
     store = Store(tmp_path)
     measure(store)
     model, (x, y) = subject()
-    assert not rb.evaluate(model, (x, y.flip(0)), store=store, steps=5, eps=0.1).from_store
-    assert not rb.evaluate(model, (x.flip(0), y), store=store, steps=5, eps=0.1).from_store
-    assert not rb.evaluate(model, (x[:-1], y[:-1]), store=store, steps=5, eps=0.1).from_store
+    assert not rb.evaluate(model, (x, y.flip(0)), store=store, attack="pgd", steps=5, eps=0.1).from_store
+    assert not rb.evaluate(model, (x.flip(0), y), store=store, attack="pgd", steps=5, eps=0.1).from_store
+    assert not rb.evaluate(model, (x[:-1], y[:-1]), store=store, attack="pgd", steps=5, eps=0.1).from_store
     model.weight[0, 0] += 1e-6
-    assert not rb.evaluate(model, (x, y), store=store, steps=5, eps=0.1).from_store
+    assert not rb.evaluate(model, (x, y), store=store, attack="pgd", steps=5, eps=0.1).from_store
 
 
 @pytest.mark.parametrize("damage", ["truncated", "edited", "half written"])
@@ -302,7 +304,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path: Path
     store = Store(tmp_path / "file" / "results")
     model, data = subject()
     with pytest.raises(UserError, match=r"^cannot write .*results: Not a directory: name another folder with --out$"):
-        rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+        rb.evaluate(model, data, store=store, attack="pgd", steps=5, eps=0.1)
     assert len(model.seen) <= ASKED, "no more than the fingerprint asks"
     with pytest.raises(UserError, match=r"^cannot write .*file: File exists: name another folder"):
         write_atomically(tmp_path / "file" / "a.json", b"x")
@@ -387,25 +389,25 @@ def test_a_result_of_the_first_schema_is_taken_over_without_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, (model, data) = Store(tmp_path), of_the_zoo()
-    result = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    result = rb.evaluate(model, data, store=store, attack="pgd", steps=5, eps=0.1)
     path = as_first_schema(store, result, model)
     monkeypatch.setattr("robustbench_bio.evaluation.measure.gate", lambda *_: pytest.fail("no work"))
-    again = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    again = rb.evaluate(model, data, store=store, attack="pgd", steps=5, eps=0.1)
     assert again.from_store
     assert same(again, result)
     assert again.provenance == result.provenance
     assert store.get(result.spec) is not None, "it is kept under today's key"
     path.unlink()
-    assert rb.evaluate(model, data, store=store, steps=5, eps=0.1).from_store
+    assert rb.evaluate(model, data, store=store, attack="pgd", steps=5, eps=0.1).from_store
 
 
 def test_a_network_without_a_card_may_be_another_than_that_of_the_first_schema(tmp_path: Path) -> None:
     store, (model, data) = Store(tmp_path), subject()
-    result = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    result = rb.evaluate(model, data, store=store, attack="pgd", steps=5, eps=0.1)
     as_first_schema(store, result, model)
     rolled = subject()[0]
     rolled.register_forward_hook(lambda *call: call[-1].roll(1, 1))
-    assert not rb.evaluate(rolled, data, store=store, steps=5, eps=0.1).from_store
+    assert not rb.evaluate(rolled, data, store=store, attack="pgd", steps=5, eps=0.1).from_store
 
 
 def test_the_first_schema_has_the_key_that_it_had(tmp_path: Path) -> None:
@@ -424,11 +426,11 @@ def test_the_first_schema_has_the_key_that_it_had(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spoil", ["other network", "edited"])
 def test_a_result_of_the_first_schema_that_is_not_this_one_is_measured_anew(tmp_path: Path, spoil: str) -> None:
     store, (model, data) = Store(tmp_path), of_the_zoo()
-    result = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    result = rb.evaluate(model, data, store=store, attack="pgd", steps=5, eps=0.1)
     path = as_first_schema(store, result, model if spoil == "edited" else nn.Linear(1, 1))
     if spoil == "edited":
         path.write_text(path.read_text().replace('"label":[', '"label":[0,', 1))
-    again = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    again = rb.evaluate(model, data, store=store, attack="pgd", steps=5, eps=0.1)
     assert not again.from_store
     assert same(again, result)
 
@@ -438,12 +440,12 @@ def test_a_result_of_the_first_schema_that_is_not_this_one_is_measured_anew(tmp_
 )
 def test_a_sealed_result_of_the_first_schema_needs_an_outcome_for_each_example(tmp_path: Path, outcomes: Any) -> None:
     store, (model, data) = Store(tmp_path), of_the_zoo()
-    result = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    result = rb.evaluate(model, data, store=store, attack="pgd", steps=5, eps=0.1)
     path = as_first_schema(store, result, model)
     record = json.loads(path.read_text())["record"] | {"outcomes": outcomes}
     body = json.dumps(record, sort_keys=True, separators=(",", ":"))
     path.write_text(json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "record": record}))
-    again = rb.evaluate(model, data, store=store, steps=5, eps=0.1)
+    again = rb.evaluate(model, data, store=store, attack="pgd", steps=5, eps=0.1)
     assert not again.from_store
     assert same(again, result)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 import operator
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,7 @@ def _heaviside(u: Tensor, at_zero: Tensor) -> Tensor:
 #: Operations without a derivative in some version of torch, as others that have one.
 _SPELT_OUT: dict[Any, Any] = {
     _aten.heaviside.default: _heaviside,
-    _aten.floor_divide.default: functools.partial(_aten.div.Tensor_mode, rounding_mode="floor"),
+    _aten.floor_divide.default: lambda a, b: _aten.div.Tensor_mode(a, b, rounding_mode="floor"),
 }
 
 #: Recurrent layers in one operation, which takes no other precision or has a slope in training only.

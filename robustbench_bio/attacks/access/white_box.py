@@ -125,7 +125,7 @@ class WhiteBoxModel:
     def logits(self, x: Tensor) -> Tensor:
         """Return the network's own float32 logits [n, K]; a random network's mean answer."""
         answering = self._mean or self.model
-        return torch.cat([answering(part) for part in torch.split(x, _rows_per_pass(x))])
+        return torch.cat([answering(part).float() for part in torch.split(x, _rows_per_pass(x))])
 
     @torch.no_grad()
     def scores(self, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class WhiteBoxModel:
         graph = None if self.random else self._recorded(x)
         if graph is None:
             return self.logits(x)
-        return torch.cat([graph(laid_out(graph, part)) for part in torch.split(x, _rows_per_pass(x))])
+        return torch.cat([graph(laid_out(graph, part)).float() for part in torch.split(x, _rows_per_pass(x))])
 
     def fooled(self, x: Tensor, y: Tensor) -> Tensor:
         """Tell which inputs the network misclassifies in float32: bool [n]. The network decides narrow leads."""
