@@ -45,8 +45,8 @@ class Swift(Attack):
     more than a share of the clean margin at the end of both is left alone as hopeless. The others get runs on the
     targeted margin, towards the classes with the nearest linearised boundaries (MALT, arXiv:2407.02240), and longer
     ones on the margin of the probabilities. A run is that of apgd-ce (Croce & Hein 2020, arXiv:2003.01690; l1:
-    2021, arXiv:2103.01208). The order, the numbers and `hopeless` are ours, chosen by what they found on the
-    networks of the zoo: of the examples that eight longer runs still fooled there, none had kept more than 0.3.
+    2021, arXiv:2103.01208). The order, the numbers and `hopeless` are ours, chosen by what they found on five networks
+    of the zoo at 16/255: of the examples that eight longer runs still fooled there, none had kept more than 0.3.
 
     Args:
         steps: per run; the last ones make twice as many.
