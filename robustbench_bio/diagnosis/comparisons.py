@@ -31,7 +31,7 @@ def compare(
     """Return a check that fires if notably and significantly more examples are robust to the first of two attacks.
 
     `weak` are the examples that are robust to the attack that should leave more, `strong` the same for the other. Where
-    it implies more than a remark, a gap of twice `NOTABLE` that is not significant is inconclusive.
+    it implies masked or hidden, a gap of twice `NOTABLE` that is not significant leaves the question open.
     """
     gap, p = (sum(weak) - sum(strong)) / len(weak), mcnemar(*discordant(weak, strong))
     left, fewer = (f"{100 * sum(robust) / len(robust):.1f} %" for robust in (weak, strong))
@@ -39,7 +39,8 @@ def compare(
     significant, values = p < SIGNIFICANT, {"gap": gap, "p": p}
     if implies in ("masked", "hidden") and gap >= 2 * NOTABLE and not significant:
         detail += ": too few examples to tell"
-        return Check(name=name, fired=True, implies="inconclusive", detail=detail, values=values)
+        open_: Implies = "unclear" if implies == "masked" else "inconclusive"
+        return Check(name=name, fired=True, implies=open_, detail=detail, values=values)
     return Check(name=name, fired=gap >= NOTABLE and significant, implies=implies, detail=detail, values=values)
 
 

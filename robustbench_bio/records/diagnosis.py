@@ -16,11 +16,13 @@ Belief = Literal["sound", "doubtful", "inconclusive"]
 
 #: What it means if a check fired. masked: the gradient that people would take overstates, a better one was followed.
 #: hidden: no gradient tells the truth, neither theirs nor the best. weak: PGD alone finds less than other attacks along
-#: the same gradient. doubtful: the number comes of an attack that is weak here. "": a remark.
-Implies = Literal["masked", "hidden", "weak", "doubtful", "inconclusive", ""]
+#: the same gradient. doubtful: the number comes of an attack that is weak here. unclear: too few examples to call it
+#: masked. inconclusive: neither question has an answer. "": a remark.
+Implies = Literal["masked", "hidden", "weak", "doubtful", "unclear", "inconclusive", ""]
 
-#: What counts against the usual way, and against the number.
+#: What counts against the usual way, and against the number, and what leaves either open.
 _MASKS, _DOUBTS = ("masked", "hidden"), ("doubtful", "hidden")
+_OPEN = {"masked": ("inconclusive", "unclear"), "doubtful": ("inconclusive",)}
 
 #: The check before all others: one that fires leaves nothing to be sound or masked.
 NO_CLASSIFIER = "no-classifier"
@@ -160,7 +162,7 @@ def _answer(checks: Sequence[Check], word: str, meaning: Sequence[str]) -> Answe
     nothing = next((check for check in checks if check.fired and check.name == NO_CLASSIFIER), None)
     if nothing is not None:
         return Answer("inconclusive", nothing)
-    for one, implied in ((word, meaning), ("inconclusive", ("inconclusive",))):
+    for one, implied in ((word, meaning), ("inconclusive", _OPEN[word])):
         fired = [check for check in checks if check.fired and check.implies in implied]
         if fired:
             return Answer(one, max(fired, key=lambda check: check.values.get("gap", 0.0)))

@@ -397,9 +397,7 @@ def test_no_number_is_cut_off_in_a_plain_terminal(
     for eps in threat[1].split(","):
         assert f"{threat[0]} {eps}" in text
     # Title, header, rule, two gradients and the lowest of each radius, a caption of one or two lines.
-    assert len([line for line in text.splitlines() if re.match(r"pgd|lowest", line)]) == 3 * len(
-        threat[1].split(",")
-    )
+    assert len([line for line in text.splitlines() if re.match(r"pgd|lowest", line)]) == 3 * len(threat[1].split(","))
 
 
 def test_brackets_are_shown_and_not_taken_for_markup(

@@ -52,14 +52,14 @@ def test_gap_and_p_are_those_of_a_coin(only_weak: int, only_strong: int) -> None
     ("n", "only_weak", "only_strong", "fired", "implies"),
     [
         (100, 7, 0, True, "masked"),  # p = 1/128
-        (100, 6, 0, True, "inconclusive"),  # p = 1/64, and twice a notable gap
+        (100, 6, 0, True, "unclear"),  # p = 1/64, and twice a notable gap
         (100, 5, 0, False, "masked"),  # p = 1/32, less than that
         (200, 7, 0, True, "masked"),  # 3.5 points
         (300, 8, 0, False, "masked"),  # 2.7 points are small, whatever p
         (1000, 25, 0, False, "masked"),
-        (50, 3, 0, True, "inconclusive"),
+        (50, 3, 0, True, "unclear"),
         (50, 2, 0, False, "masked"),
-        (100, 20, 14, True, "inconclusive"),
+        (100, 20, 14, True, "unclear"),
         (100, 40, 14, True, "masked"),
         (100, 0, 30, False, "masked"),
         (100, 0, 0, False, "masked"),
@@ -70,7 +70,9 @@ def test_a_comparison_fires_at_a_gap_that_is_notable_and_significant(
 ) -> None:
     flag = compared(n, only_weak, only_strong)
     assert (flag.fired, flag.implies) == (fired, implies)
-    assert ("too few examples to tell" in flag.detail) == (implies == "inconclusive")
+    assert ("too few examples to tell" in flag.detail) == (implies == "unclear")
+    hidden = compared(n, only_weak, only_strong, "hidden")
+    assert hidden.implies == ("inconclusive" if implies == "unclear" else "hidden")
 
 
 @pytest.mark.parametrize("implies", ["inconclusive", "weak", ""])
@@ -99,6 +101,7 @@ def flag(name: str, implies: Implies, *, fired: bool = True, **values: float) ->
         ([flag("a", "masked", fired=False), flag("b", "inconclusive", fired=False)], "sound", "sound", None),
         ([flag("remark", ""), flag("slow", "weak")], "sound", "sound", None),
         ([flag("a", ""), flag("b", "inconclusive")], "inconclusive", "inconclusive", "b"),
+        ([flag("a", "unclear")], "inconclusive", "sound", "a"),
         ([flag("a", "masked", gap=0.1), flag("b", "masked", gap=0.3), flag("c", "masked")], "masked", "sound", "b"),
         ([flag("a", "masked"), flag("b", "masked", gap=0.9, fired=False)], "masked", "sound", "a"),
         ([flag("a", "hidden", gap=0.1), flag("b", "hidden", gap=0.9)], "masked", "doubtful", "b"),
