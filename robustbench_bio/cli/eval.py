@@ -55,29 +55,26 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Attack a network and print how much of its accuracy is left."""
-    from robustbench_bio.attacks import ATTACKS
     from robustbench_bio.core.files import default_home
     from robustbench_bio.diagnosis.assess import assess
-    from robustbench_bio.evaluation.plan import default_attack
     from robustbench_bio.evaluation.planning import AskedAttack, eval_plan, read_settings
     from robustbench_bio.evaluation.store import Store
-    from robustbench_bio.records.threat import Threat
     from robustbench_bio.report import tables as report
     from robustbench_bio.zoo.loading import DataSource
 
-    runs = ATTACKS.get(attack or default_attack(backend))
-    threats = Threat.several(runs.natural_norm() if norm is None else norm, eps)
+    params = attack_params(param, steps)
+    asked = AskedAttack.read(attack, norm, eps, params=params, gradient=gradient, backend=backend)
     settings = read_settings(seed=seed, batch_size=batch_size, precision=precision, device=device)
     store = Store(out_dir or default_home() / "results")
     with terminal.progress_shown("attacking") as progress:
         plan = eval_plan(
             model,
             DataSource(dataset, data_root, data_file),
-            AskedAttack(attack, threats, attack_params(param, steps), gradient, backend),
+            asked,
             n_examples=n_examples,
             settings=settings,
             notice=lambda line: terminal.err.print(line, soft_wrap=True),
         )
-        [assessment] = assess(plan, threats[0], store=store, progress=progress)
+        [assessment] = assess(plan, asked.threats[0], store=store, progress=progress)
     results, diagnosis = assessment.measured, assessment.diagnosis
     terminal.print_result(as_json, report.eval_document(results, diagnosis), report.eval_table(results, diagnosis))

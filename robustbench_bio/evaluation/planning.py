@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Self, cast, get_args
 
 import torch
 
@@ -47,6 +47,16 @@ class AskedAttack:
     params: Mapping[str, Any] = field(default_factory=dict)
     gradient: str | None = None
     backend: str = NATIVE
+
+    @classmethod
+    def read(cls, attack: str | None, norm: str | None, eps: str | None, **asked: Any) -> Self:
+        """Return an attack asked for in texts; norm and radii are natural to the attack where they are None.
+
+        Raises:
+            UserError: an unknown attack or norm, a radius that is none.
+        """
+        runs = ATTACKS.get(attack or default_attack(asked.get("backend", NATIVE)))
+        return cls(attack, Threat.several(runs.natural_norm() if norm is None else norm, eps), **asked)
 
     @property
     def name(self) -> str:
