@@ -1,5 +1,6 @@
 """Mutants of good files: what is wrong with one is said in one line, soon and in little memory."""
 
+import copy
 import io
 import json
 import random
@@ -72,7 +73,7 @@ def change(document: Any, rng: random.Random) -> Any:
         key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
         match rng.randrange(4):
             case 0 | 1:
-                node[key] = rng.choice(ODD)
+                node[key] = copy.deepcopy(rng.choice(ODD))
             case 2:
                 del node[key]
             case _:
