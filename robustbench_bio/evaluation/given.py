@@ -101,10 +101,10 @@ def _checked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     _check_shape(x)
     labels = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     got = f"{_dtype(y)} {tuple(y.shape)}"
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise UserError(f"expected y as integers [{len(x)}], got {got}: pass y as int64")
     if labels.ndim == 2:
         raise UserError(f"expected y as integers [{len(x)}], got {got}: of one-hot labels pass y.argmax(1)")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise UserError(f"expected y as integers [{len(x)}], got {got}: pass y as int64")
     if labels.shape != (len(x),):
         raise UserError(f"expected y as integers [{len(x)}], a label for each row of x, got {got}")
     return _pixels(x), labels.long()

@@ -15,7 +15,7 @@ from robustbench_bio.leaderboard.remeasure import certain_answers, facts_of, gal
 from robustbench_bio.nets.base import Net
 from robustbench_bio.records.board import Board
 from robustbench_bio.records.card import ModelCard
-from robustbench_bio.records.diagnosis import belief_on, verdict_on
+from robustbench_bio.records.diagnosis import SOUND, belief_on, verdict_on
 from robustbench_bio.records.entry import Entry
 from robustbench_bio.records.result import EvalSpec
 from robustbench_bio.zoo import catalog
@@ -173,7 +173,7 @@ def _finding_faults(entry: Entry, probe_examples: int) -> list[str]:
         (finding.verdict, finding.reason, verdict_on(flags).word),
         (finding.number, finding.number_reason, belief_on(flags).word),
     ):
-        if check_named(reason) not in (["no-check-fired"] if claimed == "sound" else finding.flags):
+        if check_named(reason) not in ([SOUND.replace(" ", "-")] if claimed == "sound" else finding.flags):
             return [f"finding: reason: expected the name of a check that fired, got {reason[:80]!r}"]
         if claimed == "sound" != told:
             return [f"finding: claimed sound, the outcomes say {told}"]

@@ -17,12 +17,18 @@ Belief = Literal["sound", "doubtful", "inconclusive"]
 #: What it means if a check fired. masked: the gradient that people would take overstates, a better one was followed.
 #: hidden: no gradient tells the truth, neither theirs nor the best. weak: PGD alone finds less than other attacks along
 #: the same gradient. doubtful: the number comes of an attack that is weak here. unclear: too few examples to call it
-#: masked. inconclusive: neither question has an answer. "": a remark.
-Implies = Literal["masked", "hidden", "weak", "doubtful", "unclear", "inconclusive", ""]
+#: masked. untried: no attack behind the number is strong. inconclusive: neither question has an answer. "": a remark.
+Implies = Literal["masked", "hidden", "weak", "doubtful", "unclear", "untried", "inconclusive", ""]
 
 #: What counts against the usual way, and against the number, and what leaves either open.
 _MASKS, _DOUBTS = ("masked", "hidden"), ("doubtful", "hidden")
-_OPEN = {"masked": ("inconclusive", "unclear"), "doubtful": ("inconclusive",)}
+_OPEN = {"masked": ("inconclusive", "unclear"), "doubtful": ("inconclusive", "untried")}
+
+#: Why a number by a single loss is not called sound.
+UNTRIED = "what a single loss leaves is an upper bound: swift, or autoattack, may find more"
+
+#: What a sound answer rests on.
+SOUND = "no check speaks against it"
 
 #: The check before all others: one that fires leaves nothing to be sound or masked.
 NO_CLASSIFIER = "no-classifier"
@@ -53,7 +59,7 @@ class Check(Record):
 
 
 class Answer(NamedTuple):
-    """One of the two answers, and the check that decides it; None where no check fired."""
+    """One of the two answers, and the check that decides it; None where it is sound."""
 
     word: str
     check: Check | None
@@ -93,7 +99,7 @@ class Diagnosis(Record):
         """Return the diagnosis that other checks give."""
         usual, number = verdict_on(checks), belief_on(checks)
         where = f" at {self.threat} on {self.n} images" if self.threat else ""
-        reason, number_reason = (one.check.line if one.check else f"no check fired{where}" for one in (usual, number))
+        reason, number_reason = (one.check.line if one.check else f"{SOUND}{where}" for one in (usual, number))
         said = {"verdict": usual.word, "reason": reason, "number": number.word, "number_reason": number_reason}
         return self.model_copy(update={"checks": list(checks), **said})
 
@@ -130,7 +136,7 @@ class Diagnosis(Record):
         """Return the diagnosis with further checks, and the answers that all of them give.
 
         A check gives way to one of the same name and threat model that saw more examples, unless it alone fired.
-        `strong` is False for a number that comes of a single loss without restarts: where PGD is weak, it is doubtful.
+        `strong` is False for a number that comes of a single loss: where PGD is weak it is doubtful, elsewhere open.
         """
         newer = {(check.name, check.threat): check for check in further}
         kept = [check for check in self.checks if not _gives_way(check, newer.get((check.name, check.threat)))]
@@ -138,6 +144,9 @@ class Diagnosis(Record):
             kept = [
                 check.model_copy(update={"implies": "doubtful"}) if check.implies == "weak" else check for check in kept
             ]
+            kept.append(
+                Check(name="no-strong-attack", fired=True, implies="untried", detail=UNTRIED, threat=self.threat)
+            )
         return self.with_checks([*kept, *further])
 
 

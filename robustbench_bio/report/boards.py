@@ -63,11 +63,11 @@ def _shares(row: RankedEntry) -> dict[str, Any]:
 def table(board: Board, rows: Sequence[RankedEntry]) -> Table:
     """Return the board as a person reads it."""
     shown = compact_table(
-        title=f"{board.title} (test, n = {board.n_examples})",
-        caption=f"worst case over all attacks and gradients, Wilson 95 % interval; rows whose ranks overlap in a range "
-        f"are not told apart by a paired test (exact McNemar, two-sided, {LEVEL:g})",
+        title=f"{board.title} (test, n = {board.n_examples}), worst case at {board.rank_by}",
+        caption=f"worst case over all attacks and gradients, Wilson 95 % interval; rank: from one more than those that "
+        f"a paired test finds better to all but those that it finds worse (exact McNemar, two-sided, {LEVEL:g})",
     )
-    for head in ("rank", "model", "clean %", f"worst case %, {board.rank_by}", *ANSWERS):
+    for head in ("rank", "model", "clean %", "worst case %", *ANSWERS):
         shown.add_column(head, no_wrap=True, justify="left" if head in {"model", *ANSWERS} else "right")
     shown.add_column("rules", overflow="fold")
     for row in rows:

@@ -101,9 +101,9 @@ def table(grid: GridResult) -> Group:
     caption = ["worst case over all attacks and gradients, Wilson 95 % interval; gap = largest rule (own) − exact"]
     diagnoses = [(one.model, one.diagnosis) for one in grid.networks if one.diagnosis is not None]
     caption += [f"{model}: {one.reason}" for model, one in diagnoses if NO_CLASSIFIER in one.flags]
-    title = f"{grid.preset.title}: {grid.dataset} (test, n = {grid.n})"
+    title = f"{grid.preset.title}: {grid.dataset} (test, n = {grid.n}), worst case at {grid.headline}"
     ranking = compact_table(title=title, caption="\n".join(caption))
-    for name in ("#", "model", "clean %", f"worst case %, {grid.headline}", "gap", *ANSWERS):
+    for name in ("#", "model", "clean %", "worst case %", "gap", *ANSWERS):
         ranking.add_column(name, justify="left" if name in {"model", *ANSWERS} else "right", no_wrap=True)
     for network in grid.networks:
         gap, clean = _gap(grid, network), percent(network.clean_accuracy)

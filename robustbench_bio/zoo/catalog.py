@@ -61,6 +61,11 @@ def card(model: str, folder: Path | None = None) -> ModelCard:
     read = partial(read_toml, ModelCard)
     if model.endswith(".toml"):
         return read(Path(model))
+    if (kind := Path(model).suffix) in {".pt", ".pth", ".ckpt", ".onnx", ".safetensors"}:
+        raise UserError(
+            f"expected an id of the zoo or a card that ends in .toml, got a {kind} file: name its weights in a card "
+            "(biorobust submit --weights), or load it in Python and call rb.evaluate"
+        )
     return _named("model", model, folder or data_folder("models"), read, "id")
 
 

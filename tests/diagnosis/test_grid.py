@@ -469,7 +469,7 @@ def test_the_quick_grid_from_the_command_line(
     assert command(monkeypatch, *arguments) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80 + len(str(folder))
-    for word in ("A first look: digits (test, n = 10)", "worst case %, linf 8/255", "square", "tiny-bp", "results.csv"):
+    for word in ("A first look: digits (test, n = 10)", "worst case at linf 8/255", "square", "tiny-bp", "results.csv"):
         assert word in " ".join(text.split())
 
 

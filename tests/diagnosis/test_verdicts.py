@@ -130,6 +130,8 @@ def test_where_pgd_is_weak_only_its_own_number_is_doubtful() -> None:
     assert (found.number, found.joined([]).number, found.joined([], strong=True).number) == ("sound",) * 3
     alone = found.joined([], strong=False)
     assert (alone.number, alone.verdict) == ("doubtful", "sound")
+    untried = diagnosis().joined([], strong=False)
+    assert (untried.number, untried.verdict, untried.flags) == ("inconclusive", "sound", ("no-strong-attack",))
     assert alone.number_reason == "other-losses-lower: what other-losses-lower saw"
 
 
@@ -138,7 +140,7 @@ def test_reasons_name_the_radius_and_the_images_they_rest_on() -> None:
     where = Check(name="a", fired=True, implies="masked", detail="saw", values={"gap": 0.1}, threat=threat, n=500)
     found = Diagnosis.of([where], 64, 1.0, Threat("linf", 8 / 255))
     assert found.reason == "a at linf 32/255 on 500 images: saw"
-    assert found.number_reason == "no check fired at linf 8/255 on 64 images"
+    assert found.number_reason == "no check speaks against it at linf 8/255 on 64 images"
     assert found.overstated_by == 0.1
     # A larger sample of the same thing takes the place of a smaller, whatever both say; another radius does not.
     small = where.model_copy(update={"n": 64, "values": {"gap": 0.3}})
@@ -171,7 +173,7 @@ def test_a_diagnosis_is_written_down_whole() -> None:
     found = diagnosis(flag("a", "masked", gap=0.25), flag("b", "", fired=False))
     expected = {
         "verdict": "masked", "reason": "a: what a saw", "overstated_by": 0.25,
-        "number": "sound", "number_reason": "no check fired", "flags": ["a"], "n": 60, "threat": None,
+        "number": "sound", "number_reason": "no check speaks against it", "flags": ["a"], "n": 60, "threat": None,
     }  # fmt: skip
     assert found.summary() == expected
     rest: dict[str, Any] = {"threat": None, "n": 0}
@@ -379,7 +381,7 @@ def check(found: Diagnosis, name: str) -> Check:
 def test_honest_networks_trigger_no_check(norm: str, eps: float, hidden: bool, global_rng_untouched: None) -> None:
     found = diagnosed(Plain(hidden), norm=norm, eps=eps, source=Plain(hidden, seed=1).eval())
     assert (found.verdict, found.number, found.flags) == ("sound", "sound", ())
-    assert found.reason == f"no check fired at {Threat(norm, eps)} on 60 images"
+    assert found.reason == f"no check speaks against it at {Threat(norm, eps)} on 60 images"
     assert found.n == 60
     assert check(found, "transfer-beats-white-box").implies == "hidden"
 

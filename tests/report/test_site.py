@@ -106,7 +106,11 @@ def entry(
     card = changes.pop("card", None) or card_of(model)
     verdict = changes.pop("verdict", "sound")
     found = measurements(model, contest, strength, seed, masked=verdict == "masked")
-    reason = "no check fired" if verdict == "sound" else "rule-far-above-exact: pgd through the rule leaves 80.0 %"
+    reason = (
+        "no check speaks against it"
+        if verdict == "sound"
+        else "rule-far-above-exact: pgd through the rule leaves 80.0 %"
+    )
     fields = {
         "board": contest.name, "model": model, "card": card, "card_sha256": card.sha256(), "weights_sha256": "a" * 64,
         "measurements": found, "rank_by": contest.rank_by,
