@@ -22,8 +22,8 @@ from robustbench_bio.core.rng import ExampleRng
 from robustbench_bio.records.threat import Norm, Threat
 
 #: What the first two runs increase. The margin of probabilities finds the most, but is flat where a network is sure;
-#: the margin of logits is not.
-FIRST: dict[str, AttackLoss] = {"probabilities": probability_margin, "logits": margin}
+#: the margin of logits is not, and comes first, so that a gradient of zero means one.
+FIRST: dict[str, AttackLoss] = {"logits": margin, "probabilities": probability_margin}
 
 
 class _Round(NamedTuple):
@@ -41,7 +41,7 @@ class _Round(NamedTuple):
 class Swift(Attack):
     """Short runs of Auto-PGD, first on all examples, then on those that have come near the boundary.
 
-    All get a run on the margin of the probabilities (PMA, arXiv:2411.15210) and one on that of the logits. Who keeps
+    All get a run on the margin of the logits and one on that of the probabilities (PMA, arXiv:2411.15210). Who keeps
     more than a share of the clean margin at the end of both is left alone as hopeless. The others get runs on the
     targeted margin, towards the classes with the nearest linearised boundaries (MALT, arXiv:2407.02240), and longer
     ones on the margin of the probabilities. A run is that of apgd-ce (Croce & Hein 2020, arXiv:2003.01690; l1:

@@ -33,6 +33,9 @@ SOUND = "no check speaks against it"
 #: The check before all others: one that fires leaves nothing to be sound or masked.
 NO_CLASSIFIER = "no-classifier"
 
+#: Checks after which no other means anything, if they leave both questions open.
+_FIRST = (NO_CLASSIFIER, "random-output")
+
 
 class Check(Record):
     """One check."""
@@ -168,9 +171,9 @@ def belief_on(checks: Sequence[Check]) -> Answer:
 
 def _answer(checks: Sequence[Check], word: str, meaning: Sequence[str]) -> Answer:
     """Return the gravest that a check says that fired, and of equally grave ones that with the largest gap."""
-    nothing = next((check for check in checks if check.fired and check.name == NO_CLASSIFIER), None)
-    if nothing is not None:
-        return Answer("inconclusive", nothing)
+    for check in checks:
+        if check.fired and check.name in _FIRST and check.implies == "inconclusive":
+            return Answer("inconclusive", check)
     for one, implied in ((word, meaning), ("inconclusive", _OPEN[word])):
         fired = [check for check in checks if check.fired and check.implies in implied]
         if fired:

@@ -420,6 +420,50 @@ def test_rounded_inputs_are_seen_through_by_a_surrogate() -> None:
     assert check(diagnosed(Plain()), "zero-gradient").values["share"] == 0
 
 
+class _Through(torch.autograd.Function):
+    """Rounding to five levels that hands the gradient down as it came."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return (x * 4).round() / 4
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+class Through(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_Through.apply(x))
+
+
+class Sure(Plain):
+    """Logits so large that float32 rounds the slope of the cross-entropy to zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1000 * super().forward(x)
+
+
+def test_the_usual_way_is_sound_where_straight_through_rounding_tells_the_truth() -> None:
+    found = diagnosed(Through(), eps=0.2)
+    assert (found.number, found.verdict) == ("doubtful", "sound")
+    assert {"zero-gradient", "own-beats-exact", "surrogate-beats-exact"} <= set(found.flags)
+    x, y = answered(Through())
+    own, exact = (
+        evaluate(Through().eval(), (x, y), attack="pgd", eps=0.2, steps=10, gradient=g).robust_accuracy
+        for g in ("own", "exact")
+    )
+    assert own < exact - 0.3
+
+
+def test_where_only_the_usual_loss_is_flat_the_number_is_sound() -> None:
+    found = diagnosed(Sure())
+    assert (found.number, found.verdict, found.flags) == ("sound", "masked", ("zero-gradient",))
+    result = evaluate(Sure().eval(), answered(Sure()), eps=0.1)
+    assert result.provenance.notices == []
+    assert result.robust_accuracy == evaluate(Plain().eval(), answered(Plain()), eps=0.1).robust_accuracy
+
+
 def test_a_surrogate_is_tried_only_where_there_are_steps() -> None:
     assert "surrogate-beats-exact" not in {c.name for c in diagnosed(Plain()).checks}
     tried = diagnosed(Rounded(), eps=0.2, gradient="surrogate:arctan")
