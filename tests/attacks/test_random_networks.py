@@ -1,6 +1,7 @@
 """Every attack on a network that answers at random: judged by its mean, none may end where it was merely lucky."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -25,6 +26,11 @@ BUDGET = {"steps": 10, "targets": 3, "queries": 60, "population": 10, "generatio
           "restarts": 1}  # fmt: skip
 
 RADII: dict[Norm, float] = {"linf": 20 / 255, "l2": 0.9, "l1": 4.0, "l0": 1}
+
+
+def these(names: Iterable[str], fast: tuple[str, ...]) -> list[Any]:
+    """Return attacks to test, all but a few of them in the slow suite."""
+    return [pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in names]
 
 
 class Jittered(nn.Module):
@@ -84,7 +90,7 @@ def by_pgd(net: Jittered, examples: tuple[Tensor, Tensor]) -> int:
     return left(net, point, y)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "autoattack")) for n in CLIMBERS])
+@pytest.mark.parametrize("name", these(CLIMBERS, fast=("apgd-t", "pgd")))
 def test_no_attack_is_weaker_than_plain_ascent_along_the_mean_gradient(
     name: str, net: Jittered, examples: tuple[Tensor, Tensor], by_pgd: int
 ) -> None:
@@ -93,7 +99,9 @@ def test_no_attack_is_weaker_than_plain_ascent_along_the_mean_gradient(
     assert attacked(name, net, examples, steps=20 if name == "fab-t" else 10)[0] <= by_pgd + 3
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS.names() if name not in {"transfer", "autoattack"}])
+@pytest.mark.parametrize(
+    "name", these(sorted({*ATTACKS.names()} - {"transfer", "autoattack"}), fast=("apgd-ce", "fab-t", "pgd", "square"))
+)
 def test_queries_are_forward_passes(name: str, net: Jittered, examples: tuple[Tensor, Tensor]) -> None:
     x, y = examples
     _, queries, passed = attacked(name, net, (x[:3], y[:3]))
