@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from robustbench_bio.attacks.access.record import Untraceable, record
 from robustbench_bio.attacks.access.trace import trace
@@ -202,7 +202,7 @@ def test_fused_layers_are_traced_as_what_they_consist_of(name: str) -> None:
 
 
 def test_an_operation_with_a_derivative_of_its_own_is_refused() -> None:
-    @torch.library.custom_op("planted::tanh", mutates_args=())
+    @library.custom_op("planted::tanh", mutates_args=())
     def tanh(u: Tensor) -> Tensor:
         return u.tanh()
 
