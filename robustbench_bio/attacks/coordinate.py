@@ -1,7 +1,7 @@
-"""Coordinate search: small patches moved one after the other to a corner of the ball, what helps is kept."""
+"""Coordinate search: small patches moved one after the other to a corner of the ball, annealed."""
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -25,18 +25,21 @@ LEVELS = (-1.0, 0.0, 1.0)
 @ATTACKS.register("coordinate")
 @dataclass(frozen=True, kw_only=True)
 class Coordinate(Attack):
-    """Greedy search over the corners of the linf ball, for networks that no gradient describes.
+    """Annealed search over the corners of the linf ball, for networks that no gradient describes.
 
     A short run of gradient ascent on the margin of the logits finds the neighbourhood; from there every patch of
-    `SHAPES` is set to x − eps, x or x + eps in random order, one forward pass each, and stays where the margin does
-    not fall. A move that changes nothing is kept: logits of spiking networks are counts, and their landscape is one
-    of plateaus. Coordinate-wise searches over corners go back to Moon et al. 2019 (arXiv:1905.06635); shapes, order
-    and plateaus are ours.
+    `SHAPES` is set to x − eps, x or x + eps in random order, one forward pass each. A move stays where the margin
+    does not fall: logits of spiking networks are counts, and their landscape is one of plateaus. One that lowers
+    the margin by d stays with probability exp(−d / T) (Kirkpatrick et al. 1983, doi:10.1126/science.220.4598.671),
+    and T falls in a line from `heat` times the size of the margin that the search begins at to 0 at its end.
+    Coordinate-wise searches over corners go back to Moon et al. 2019 (arXiv:1905.06635); shapes, order and plateaus are
+    ours. What heat finds that greed does not is in docs/findings.md.
 
     Args:
-        queries: forward passes of the search, per restart.
+        queries: forward passes of the search, per restart; more of them cool more slowly.
         steps: of the ascent before it; 0 starts at random corners.
         restarts: fresh starts and orders, each only for the examples that are still robust.
+        heat: temperature at the beginning, as a share of the first margin; 0 is greedy.
     """
 
     norms: ClassVar[frozenset[Norm]] = frozenset({"linf"})
@@ -44,9 +47,10 @@ class Coordinate(Attack):
     queries: int = 2000
     steps: int = 30
     restarts: int = 5
+    heat: float = 0.05
 
     def __post_init__(self) -> None:
-        at_least(queries=(self.queries, 1), steps=(self.steps, 0), restarts=(self.restarts, 1))
+        at_least(queries=(self.queries, 1), steps=(self.steps, 0), restarts=(self.restarts, 1), heat=(self.heat, 0))
 
     def perturb(self, model: WhiteBoxModel, x: Tensor, y: Tensor, threat: Threat, rng: ExampleRng) -> Proposal:
         attempts = Attempts(model, x, y, self.restarts)
@@ -67,30 +71,86 @@ class Coordinate(Attack):
         self, model: WhiteBoxModel, x: Tensor, y: Tensor, start: Tensor, threat: Threat, rng: ExampleRng
     ) -> Proposal:
         """Return what the search from `start` proposes; steps count the moves that stayed."""
-        x_adv, ever_fooled = start.clone(), torch.zeros_like(y, dtype=torch.bool)
-        queries, steps = torch.full_like(y, model.answer_cost), torch.zeros_like(y)
-        active, point = torch.arange(len(y), device=y.device), start.clone()
-        best, fooled = model.lead(point, y)
+        x_adv, queries, steps = start.clone(), torch.full_like(y, model.answer_cost), torch.zeros_like(y)
+        margins, ever_fooled = model.lead(start, y)
+        rows = torch.arange(len(y), device=y.device)
+        walk = _Walk(rows, x, y, start, margins, margins, start, self.heat * margins.abs()).take(~ever_fooled)
         moves = _Moves(x)
-        order = torch.empty((len(y), 0), dtype=torch.int64, device=y.device)
         for query in range(self.queries - 1):
+            if len(walk.rows) == 0:
+                break
+            turn = query % moves.count
+            if turn == 0:
+                draws = rng.take(walk.rows)
+                order, luck = (draws.uniform((moves.count,), x) for _ in range(2))
+                walk = walk._replace(order=order.argsort(1), luck=luck)
+            tried = moves.made(walk.x, walk.point, walk.order[:, turn], threat)
+            margins, fooled = model.lead(tried, walk.y)
+            walk, kept = walk.moved(tried, margins, 1 - query / self.queries, walk.luck[:, turn])
+            kept |= fooled
+            queries[walk.rows] += model.answer_cost
+            steps[walk.rows] += kept.long()
             if fooled.any():
-                x_adv[active[fooled]], ever_fooled[active[fooled]] = point[fooled], True
-                parts = (x, y, point, active, best, order, fooled)
-                x, y, point, active, best, order, fooled = (part[~fooled] for part in parts)
-                if len(active) == 0:
-                    break
-            if query % moves.count == 0:
-                order = rng.take(active).uniform((moves.count,), x).argsort(1)
-            tried = moves.made(x, point, order[:, query % moves.count], threat)
-            margins, fooled = model.lead(tried, y)
-            better = (margins >= best) | fooled
-            point = torch.where(better[:, None, None, None], tried, point)
-            best = torch.where(better, margins, best)
-            queries[active] += model.answer_cost
-            steps[active] += better.long()
-        x_adv[active], ever_fooled[active] = point, fooled
+                x_adv[walk.rows[fooled]], ever_fooled[walk.rows[fooled]] = tried[fooled], True
+                walk = walk.take(~fooled)
+        x_adv[walk.rows] = walk.best
         return Proposal(x_adv, queries, steps, ever_fooled)
+
+
+class _Walk(NamedTuple):
+    """Where the search stands with the examples that are still robust, a row for each.
+
+    Attributes:
+        rows: int64 [n], which examples these are.
+        x: [n, C, H, W] clean.
+        y: int64 [n].
+        point: [n, C, H, W], where the search is.
+        margin: [n] there.
+        highest: [n], of all margins seen.
+        best: [n, C, H, W], where it was seen.
+        heat: [n], the temperature at the beginning, in units of the margin.
+        order: int64 [n, moves], of this sweep.
+        luck: U[0, 1) [n, moves], of this sweep.
+    """
+
+    rows: Tensor
+    x: Tensor
+    y: Tensor
+    point: Tensor
+    margin: Tensor
+    highest: Tensor
+    best: Tensor
+    heat: Tensor
+    order: Tensor = torch.empty(0)
+    luck: Tensor = torch.empty(0)
+
+    def take(self, mask: Tensor) -> "_Walk":
+        """Return the rows that a bool mask [n] selects; no order is drawn before the first sweep."""
+        return _Walk(*(part[mask] if len(part) else part for part in self))
+
+    def moved(self, tried: Tensor, margins: Tensor, cooled: float, luck: Tensor) -> tuple["_Walk", Tensor]:
+        """Return the walk after a move to `tried` [n, C, H, W], where it is taken, and where that is: bool [n].
+
+        Args:
+            tried: the points that are asked about.
+            margins: [n] there.
+            cooled: the temperature as a share of the first one.
+            luck: [n], U[0, 1).
+        """
+        # luck < exp(change / T), with the logarithm on the other side: nothing is divided where T is 0.
+        taken = margins - self.margin >= cooled * self.heat * luck.clamp_min(1e-30).log()
+        higher = margins > self.highest
+        walk = self._replace(
+            point=_where(taken, tried, self.point),
+            margin=margins.where(taken, self.margin),
+            highest=margins.where(higher, self.highest),
+            best=_where(higher, tried, self.best),
+        )
+        return walk, taken
+
+
+def _where(rows: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    return torch.where(rows[:, None, None, None], images, others)
 
 
 class _Moves:
