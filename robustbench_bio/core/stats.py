@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from math import sqrt
+from statistics import NormalDist
 from typing import NamedTuple
 
 
@@ -16,10 +18,12 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Return the Wilson score interval (Wilson 1927) for `successes` of `n`; (0, 1) when n is 0."""
     if n == 0:
         return Interval(0.0, 1.0)
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Interval(float(interval.low), float(interval.high))
+    if not 0 <= successes <= n:
+        raise ValueError(f"expected successes from 0 to n = {n}, got {successes}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (successes + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * sqrt(successes * (n - successes) / n + z**2 / 4)
+    return Interval(max(0.0, centre - half), min(1.0, centre + half))
 
 
 def all_of(robust: Iterable[Sequence[bool]]) -> list[bool]:

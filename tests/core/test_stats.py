@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from scipy.stats import binom, norm
+from scipy.stats import binom, binomtest, norm
 
 from robustbench_bio.core.stats import Interval, wilson
 from robustbench_bio.evaluation.worst_case import worst_cases
@@ -22,7 +22,11 @@ def closed_form(successes: int, n: int, confidence: float) -> tuple[float, float
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 10), (10, 10), (3, 7), (50, 100), (4999, 10_000)])
 def test_wilson_solves_its_equation(successes: int, n: int, confidence: float) -> None:
-    assert wilson(successes, n, confidence) == pytest.approx(closed_form(successes, n, confidence), abs=1e-9)
+    low, high = wilson(successes, n, confidence)
+    assert 0 <= low <= high <= 1
+    assert (low, high) == pytest.approx(closed_form(successes, n, confidence), abs=1e-9)
+    of_scipy = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    assert (low, high) == pytest.approx((of_scipy.low, of_scipy.high), abs=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +43,7 @@ def test_nothing_known_is_the_whole_interval() -> None:
 
 
 def test_more_successes_than_trials_are_refused() -> None:
-    with pytest.raises(ValueError, match="k"):
+    with pytest.raises(ValueError, match="expected successes from 0 to n = 2, got 3"):
         wilson(3, 2)
 
 
