@@ -120,6 +120,14 @@ class Result(Record):
 
     model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
 
+    def __str__(self) -> str:
+        """Return what a person wants to read, a line for the numbers and one for each notice."""
+        spec, (low, high) = self.spec, self.ci95
+        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+        numbers = f"clean {self.clean_accuracy:.1%}, robust {self.robust_accuracy:.1%} {interval}"
+        asked = f"{spec.attack} {spec.threat}, {spec.gradient} gradient, {self.n:,} examples"
+        return "\n".join([f"{asked}: {numbers}", *self.provenance.notices])
+
     @property
     def outcomes(self) -> "pd.DataFrame":
         """One row per example: id, label, predictions, distance, queries, steps, clean, robust."""

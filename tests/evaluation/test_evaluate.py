@@ -615,3 +615,13 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(net: nn.Module, dat
     )
     assert calls == [(55, 60), (60, 60)]
     assert differences(resumed, evaluate(net, data, eps=0.08, steps=3)).empty
+
+
+def test_a_printed_result_is_what_a_person_wants_to_read(net: Centroids, data: Data) -> None:
+    result = evaluate(net, data, attack="fgsm", eps="20/255")
+    first, *notices = str(result).splitlines()
+    assert first == (
+        f"fgsm linf 20/255, exact gradient, 60 examples: clean {result.clean_accuracy:.1%}, robust "
+        f"{result.robust_accuracy:.1%} [{100 * result.ci95.low:.1f}, {100 * result.ci95.high:.1f}]"
+    )
+    assert notices == result.provenance.notices
