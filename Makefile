@@ -55,6 +55,7 @@ benchmarks: $(READY)
 	$(BIN)/python benchmarks/peers.py $(PEERS)
 	$(BIN)/python benchmarks/supernet.py
 	$(BIN)/python benchmarks/spiking.py
+	$(BIN)/python benchmarks/thresholds.py
 
 # torchattacks names an old requests that it does not need for its attacks: the peers come without what they pin.
 $(READY): pyproject.toml constraints.txt
