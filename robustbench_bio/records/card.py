@@ -1,8 +1,8 @@
 """What a card says: a network of the zoo, and how it was trained."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from robustbench_bio.records.base import FileName, Fraction01, Identifier, Precision, Record, Scalar, Seed, Sha256, Text
 
@@ -39,6 +39,8 @@ class Recipe(Record):
     optimiser: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(default=0.05, gt=0, le=1e39)
     min_lr: float = Field(default=0.0, ge=0, le=1e6)
+    bias_lr: float = Field(default=1.0, gt=0, le=1e6)
+    """Factor of the learning rate for biases, those of batch norm included."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=3e-4, ge=0, le=1e6)
     warmup_epochs: float = Field(default=0.0, ge=0, le=1e6)
@@ -47,6 +49,8 @@ class Recipe(Record):
     crop: int = Field(default=0, ge=0, le=4096)
     """Random shift by up to this many pixels, zero padded."""
     flip: bool = False
+    grow: list[Annotated[int, Field(ge=4, le=4096)]] = Field(default_factory=list, max_length=64)
+    """Sides that images are scaled to, each for an equal share of the steps; the data's own side comes last."""
     cutout: int = Field(default=0, ge=0, le=4096)
     """Side of the square that is set to zero, in pixels."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
@@ -60,6 +64,16 @@ class Recipe(Record):
     """Weights drawn from the feedback's law everywhere, in ruled layers only, or as the network was built."""
     precision: Precision = "float32"
     adversary: Adversary | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_news(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a field that recipes gained after the first cards where it is at its default: hashes stay."""
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if name not in NEWS or value != NEWS[name]}
+
+
+#: Fields that recipes gained since the first cards, and their defaults.
+NEWS: dict[str, Any] = {"bias_lr": 1.0, "grow": []}
 
 
 class TrainedNet(Record):

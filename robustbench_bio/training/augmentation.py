@@ -29,3 +29,10 @@ def augment(x: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
         y_in, x_in = ((-half <= offset) & (offset < half) for offset in (y_off, x_off))
         x = x.masked_fill((y_in[:, :, None] & x_in[:, None, :])[:, None], 0.0)
     return x
+
+
+def scaled(x: Tensor, side: int) -> Tensor:
+    """Scale images [N, C, H, W] to a height and width of `side`, without aliasing; theirs already: the same tensor."""
+    if x.shape[2:] == (side, side):
+        return x
+    return F.interpolate(x, (side, side), mode="bilinear", antialias=True)

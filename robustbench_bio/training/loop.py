@@ -5,6 +5,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,10 @@ from robustbench_bio.core.errors import UserError
 from robustbench_bio.core.progress import Progress
 from robustbench_bio.core.rng import torch_generator
 from robustbench_bio.datasets.base import Examples
-from robustbench_bio.nets.base import Net
+from robustbench_bio.nets.base import Net, eval_mode
 from robustbench_bio.records.card import Recipe
 from robustbench_bio.rules import RuleSet
-from robustbench_bio.training.augmentation import augment
+from robustbench_bio.training.augmentation import augment, scaled
 from robustbench_bio.training.checkpoint import Checkpoint, in_part, load_optimiser, optimiser_tensors
 from robustbench_bio.training.objective import Objective
 from robustbench_bio.training.steps import (
@@ -96,8 +97,10 @@ class _Loop:
         self.objective = Objective(net, self.rules, recipe, seed, device)
         self.state = Training(steps=recipe.epochs * self.epoch_steps)
         self.learned = learned_parameters(net, self.rules)
-        self.optimiser = _optimiser(self.learned, recipe)
+        self.optimiser = _optimiser(net, self.learned, recipe)
         self.best: dict[str, Tensor] = {}
+        if recipe.grow:
+            _takes(net, self.x[:2], min(recipe.grow))
         self.ema = _floats(net) if recipe.ema else {}
         self.tally = Tally(device)
         self.checkpoint = Checkpoint(
@@ -135,6 +138,7 @@ class _Loop:
         chosen = rows.to(self.device, non_blocking=True)
         x, y = self.x[chosen].float() / 255, self.y[chosen]
         x = augment(x, self.recipe, torch_generator(self.seed, "augment", step))
+        x = scaled(x, self._side(step))
         self._seed_network(step)
         self._set_schedules()
         self.optimiser.zero_grad(set_to_none=True)
@@ -151,6 +155,11 @@ class _Loop:
         require_finite(losses, f"training diverged at step {step + 1}: the loss is not finite")
         self.state.step += 1
 
+    def _side(self, step: int) -> int:
+        """Return the side of the images of a step."""
+        sides = [*self.recipe.grow, self.x.shape[-1]]
+        return sides[step * len(sides) // self.state.steps]
+
     def _seed_network(self, step: int) -> None:
         """Seed torch's own generators, which layers such as drop path draw from; `train` restores them."""
         seed = torch_generator(self.seed, "network", step).initial_seed()
@@ -160,8 +169,9 @@ class _Loop:
 
     def _set_schedules(self) -> None:
         recipe, step = self.recipe, self.state.step
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(recipe, step, self.epoch_steps)
+        rate = learning_rate(recipe, step, self.epoch_steps)
+        for group, factor in zip(self.optimiser.param_groups, (1.0, recipe.bias_lr), strict=False):
+            group["lr"] = factor * rate
         ramp = step / self.state.steps if recipe.drop_path_schedule == "linear" else 1.0
         if recipe.drop_path:
             self.net.drop_path = recipe.drop_path * ramp
@@ -217,15 +227,31 @@ class _Loop:
         load_optimiser(self.optimiser, saved.part("optimiser"))
 
 
+def _takes(net: Net, x: Tensor, side: int) -> None:
+    """Raise `UserError` for a network that only takes images of the data's own size."""
+    try:
+        with eval_mode(net), torch.no_grad():
+            net(scaled(x.float() / 255, side))
+    except RuntimeError:
+        raise UserError(
+            f"expected a network that takes images of side {side} too for grow, got one that does not: set grow to []"
+        ) from None
+
+
 def _floats(net: Net) -> dict[str, Tensor]:
     """Return copies of what an exponential moving average may average."""
     return {k: v.detach().clone() for k, v in net.state_dict().items() if v.is_floating_point()}
 
 
-def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimiser(net: Net, learned: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the optimiser: one group of parameters, or the biases in a second where they have a rate of their own."""
+    groups: list[dict[str, Any]] = [{"params": learned}]
+    if recipe.bias_lr != 1:
+        biases = {id(parameter) for name, parameter in net.named_parameters() if name.endswith("bias")}
+        groups = [{"params": [one for one in learned if (id(one) in biases) == second]} for second in (False, True)]
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
 def learning_rate(recipe: Recipe, step: int, epoch_steps: int) -> float:

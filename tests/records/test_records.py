@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from pydantic import ValidationError
 from samples import CHANGES, outcomes, result, spec
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.records.base import Record, read_toml
-from robustbench_bio.records.card import Adversary, ModelCard, Recipe
+from robustbench_bio.records.card import NEWS, Adversary, ModelCard, Recipe
 from robustbench_bio.records.result import EvalSpec, Outcomes
 from robustbench_bio.records.threat import check_eps, format_eps, parse_eps
 
@@ -331,3 +332,12 @@ def test_every_record_refuses_unknown_fields() -> None:
         assert not kind.model_config["allow_inf_nan"]
         with pytest.raises(ValidationError, match="unheard_of"):
             kind.model_validate({"unheard_of": 1})
+
+
+def test_what_recipes_gained_changes_no_hash_of_a_card_that_does_not_use_it() -> None:
+    assert {name: Recipe.model_fields[name].get_default(call_default_factory=True) for name in NEWS} == NEWS
+    assert not NEWS.keys() & Recipe().model_dump().keys()
+    new = Recipe(grow=[16, 24], bias_lr=2.0)
+    assert NEWS.keys() <= new.model_dump().keys()
+    assert Recipe.from_toml(tomli_w.dumps(new.model_dump(exclude_none=True))) == new
+    assert Recipe(epochs=3).sha256() != Recipe(epochs=3, bias_lr=2.0).sha256()

@@ -22,7 +22,7 @@ from robustbench_bio.report.training import draw_history
 from robustbench_bio.training import checkpoint, objective
 from robustbench_bio.training import loop as training
 from robustbench_bio.training import run as runs
-from robustbench_bio.training.augmentation import augment
+from robustbench_bio.training.augmentation import augment, scaled
 from robustbench_bio.training.loop import Training, learning_rate, train
 from robustbench_bio.training.steps import Stopwatch, accuracy, split
 from robustbench_bio.zoo import loading as zoo
@@ -30,6 +30,7 @@ from robustbench_bio.zoo import loading as zoo
 CELLS: dict[str, Any] = {"name": "cells", "genotype": "biodarts", "channels": 2, "layers": 3}
 MLP: dict[str, Any] = {"name": "mlp", "hidden": [12]}
 CNN: dict[str, Any] = {"name": "cnn", "widths": [4, 6]}
+RESNET: dict[str, Any] = {"name": "resnet", "depth": 20, "width": 2}
 PGD = Adversary(eps=0.1, steps=2)
 
 
@@ -82,6 +83,7 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any], dict[str, Any]]] = {
     "pgd through rules": (MLP, "fa", {"adversary": PGD, "ema": 0.5}, {}),
     "tpgd": (CNN, "bp", {"adversary": Adversary(attack="tpgd", eps=0.1, steps=2)}, {}),
     "random rules": (CNN, "random:1", {"val_fraction": 0.0}, {}),
+    "growing": (RESNET, "dfa", {"grow": [4, 6], "bias_lr": 4.0}, {}),
 }
 
 
@@ -255,6 +257,45 @@ def test_the_learning_rate_is_torchs_cosine() -> None:
         schedule.step()
 
 
+def test_biases_learn_at_a_rate_of_their_own(digits: Examples) -> None:
+    changes = {
+        "epochs": 1,
+        "batch_size": 64,
+        "val_fraction": 0.0,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "grad_clip": None,
+    }
+    start, same, faster = build(CNN), build(CNN), build(CNN)
+    train(same, digits, recipe(**changes))
+    train(faster, digits, recipe(**changes, bias_lr=8.0))
+    for (name, one), two, before in zip(same.named_parameters(), faster.parameters(), start.parameters(), strict=True):
+        factor = 8 if name.endswith("bias") else 1
+        torch.testing.assert_close(two - before, factor * (one - before), rtol=1e-3, atol=1e-7)
+
+
+def test_images_grow_in_equal_parts_of_the_steps(digits: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, sides = build(RESNET), []
+    forward = type(net).forward
+
+    def seen(self: Net, x: Tensor) -> Tensor:
+        if self.training:
+            sides.append(x.shape[-1])
+        return forward(self, x)
+
+    monkeypatch.setattr(type(net), "forward", seen)
+    train(net, digits, recipe(epochs=3, grow=[4, 6]))
+    assert sides == [4] * 4 + [6] * 4 + [8] * 4
+
+
+def test_a_scaled_image_is_the_mean_of_what_it_covers() -> None:
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8) / 8
+    inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(scaled(ramp, 4)[inside], torch.nn.functional.avg_pool2d(ramp, 2)[inside])
+    assert torch.equal(scaled(ramp, 8), ramp)
+    torch.testing.assert_close(scaled(torch.full((1, 3, 32, 32), 0.3), 24), torch.full((1, 3, 24, 24), 0.3))
+
+
 def test_the_warm_up_rises_linearly_to_the_full_rate() -> None:
     wanted = recipe(epochs=4, lr=0.3, warmup_epochs=2.0)
     rates = [learning_rate(wanted, step, 5) for step in range(20)]
@@ -421,6 +462,7 @@ def test_a_damaged_checkpoint_is_one_line(damage: Callable[[bytes], bytes], digi
     [
         (MLP, {"drop_path": 0.1}, "expected drop_path 0 for a network without drop path, only cells have one"),
         (CELLS, {"auxiliary_weight": 0.4}, "expected a network with an auxiliary head for auxiliary_weight"),
+        (MLP, {"grow": [4]}, "expected a network that takes images of side 4 too for grow, got one that does not"),
         (MLP, {"val_fraction": 0.01}, "expected enough examples to train and hold some out, got 64"),
         (MLP, {"val_fraction": 0.99}, "expected enough examples to train and hold some out, got 64"),
     ],
