@@ -39,8 +39,6 @@ class Recipe(Record):
     optimiser: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(default=0.05, gt=0, le=1e39)
     min_lr: float = Field(default=0.0, ge=0, le=1e6)
-    bias_lr: float = Field(default=1.0, gt=0, le=1e6)
-    """Factor of the learning rate for biases, those of batch norm included."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=3e-4, ge=0, le=1e6)
     warmup_epochs: float = Field(default=0.0, ge=0, le=1e6)
@@ -73,7 +71,7 @@ class Recipe(Record):
 
 
 #: Fields that recipes gained since the first cards, and their defaults.
-NEWS: dict[str, Any] = {"bias_lr": 1.0, "grow": []}
+NEWS: dict[str, Any] = {"grow": []}
 
 
 class TrainedNet(Record):

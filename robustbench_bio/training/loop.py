@@ -5,7 +5,6 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +96,7 @@ class _Loop:
         self.objective = Objective(net, self.rules, recipe, seed, device)
         self.state = Training(steps=recipe.epochs * self.epoch_steps)
         self.learned = learned_parameters(net, self.rules)
-        self.optimiser = _optimiser(net, self.learned, recipe)
+        self.optimiser = _optimiser(self.learned, recipe)
         self.best: dict[str, Tensor] = {}
         if recipe.grow:
             _takes(net, self.x[:2], min(recipe.grow))
@@ -169,9 +168,8 @@ class _Loop:
 
     def _set_schedules(self) -> None:
         recipe, step = self.recipe, self.state.step
-        rate = learning_rate(recipe, step, self.epoch_steps)
-        for group, factor in zip(self.optimiser.param_groups, (1.0, recipe.bias_lr), strict=False):
-            group["lr"] = factor * rate
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, step, self.epoch_steps)
         ramp = step / self.state.steps if recipe.drop_path_schedule == "linear" else 1.0
         if recipe.drop_path:
             self.net.drop_path = recipe.drop_path * ramp
@@ -243,15 +241,10 @@ def _floats(net: Net) -> dict[str, Tensor]:
     return {k: v.detach().clone() for k, v in net.state_dict().items() if v.is_floating_point()}
 
 
-def _optimiser(net: Net, learned: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the optimiser: one group of parameters, or the biases in a second where they have a rate of their own."""
-    groups: list[dict[str, Any]] = [{"params": learned}]
-    if recipe.bias_lr != 1:
-        biases = {id(parameter) for name, parameter in net.named_parameters() if name.endswith("bias")}
-        groups = [{"params": [one for one in learned if (id(one) in biases) == second]} for second in (False, True)]
+def _optimiser(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
 
 
 def learning_rate(recipe: Recipe, step: int, epoch_steps: int) -> float:
