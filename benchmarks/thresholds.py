@@ -62,6 +62,11 @@ def adaptive(share: float) -> Derivative:
     return derivative
 
 
+def adaptive_each(u: Tensor) -> Tensor:
+    """As wide as each neuron's own distance from the threshold, between 0.1 and 4."""
+    return wide("arctan", u.detach().abs().clamp(0.1, 4))(u)
+
+
 #: Those of the package, and those tried beside them.
 TRIED: dict[str, Derivative] = {
     **KNOWN,
@@ -70,6 +75,7 @@ TRIED: dict[str, Derivative] = {
     "mean of five shapes": mean([KNOWN[shape] for shape in SHAPES]),
     "shape and width drawn anew": redrawn,
     **{f"arctan, adaptive × {share:g}": adaptive(share) for share in (0.5, 1, 2)},
+    "arctan, adaptive to each neuron": adaptive_each,
 }
 
 
