@@ -108,8 +108,8 @@ def expected_cost(spec: EvalSpec) -> float:
     params = {name: value for name, value in spec.params.items() if isinstance(value, int | float)}
     runs = 28 if spec.attack == "autoattack" else params.get("targets", 1)  # 1 + 9 + 9·2 runs of 100 steps
     # A step costs a forward and a backward pass, and a backward pass about two forward passes.
-    gradients = 3 * params.get("steps", 0) * params.get("restarts", 1) * runs
-    return 1 + gradients + params.get("queries", 0) + params.get("population", 0) * params.get("generations", 0)
+    restart = 3 * params.get("steps", 0) * runs + params.get("queries", 0)
+    return 1 + params.get("restarts", 1) * restart + params.get("population", 0) * params.get("generations", 0)
 
 
 def _chances(shared: Sequence[tuple[float, int]], fraction: float) -> list[float]:

@@ -34,7 +34,7 @@ from robustbench_bio.leaderboard.folders import Folders, measurements_of
 from robustbench_bio.leaderboard.migrate import migrate
 from robustbench_bio.leaderboard.ranking import rank_entries
 from robustbench_bio.leaderboard.remeasure import Outcome, differences
-from robustbench_bio.leaderboard.sampling import DIAGNOSIS, sample, workloads
+from robustbench_bio.leaderboard.sampling import DIAGNOSIS, expected_cost, sample, workloads
 from robustbench_bio.leaderboard.submit import entry_text
 from robustbench_bio.leaderboard.verify import verify
 from robustbench_bio.nets.base import Net
@@ -1172,3 +1172,19 @@ def test_every_board_of_the_catalog_can_be_asked_for(name: str) -> None:
             update={"datasets": {board.dataset: entry.card.datasets[board.dataset]}}
         )
     rank_entries([catalog.entry(path) for path in catalog.entry_files(name)])
+
+
+@pytest.mark.parametrize(
+    ("attack", "params", "passes"),
+    [
+        ("fgsm", {}, 1),
+        ("pgd", {"steps": 40, "restarts": 2}, 1 + 2 * 3 * 40),
+        ("square", {"queries": 5000, "restarts": 3}, 1 + 3 * 5000),
+        ("coordinate", {"steps": 30, "queries": 2600, "restarts": 16, "heat": 0.05}, 1 + 16 * (3 * 30 + 2600)),
+        ("one-pixel", {"population": 10, "generations": 9}, 1 + 90),
+        ("autoattack", {"steps": 100, "queries": 5000}, 1 + 28 * 3 * 100 + 5000),
+    ],
+)
+def test_what_an_outcome_costs_follows_from_what_is_asked(attack: str, params: dict[str, Any], passes: int) -> None:
+    asked = EvalSpec.model_construct(attack=attack, params=params)
+    assert expected_cost(asked) == passes
