@@ -14,6 +14,7 @@ import pytest
 
 from robustbench_bio.core.errors import UserError
 from robustbench_bio.evaluation.store import Store
+from robustbench_bio.records.card import ModelCard
 from robustbench_bio.zoo import catalog
 from robustbench_bio.zoo.loading import DataSource
 
@@ -290,6 +291,25 @@ def test_only_networks_of_the_claims_with_weights_are_measured(house: House, tmp
     assert not {"bionas-darts-s0", "pc-cnn"} & set(models)
     with pytest.raises(UserError, match="expected networks of the claims with weights for digits"):
         study(house, tmp_path, n=2).models("pc-cnn")
+
+
+def test_a_network_that_was_trained_otherwise_than_the_one_under_bp_is_left_out(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = catalog.card
+
+    def longer(model: str, *args: Any) -> ModelCard:
+        one = card(model, *args)
+        if model != "usf-resnet20":
+            return one
+        digits = one.datasets["digits"]
+        recipe = digits.recipe.model_copy(update={"epochs": digits.recipe.epochs + 1})
+        return one.model_copy(update={"datasets": {"digits": digits.model_copy(update={"recipe": recipe})}})
+
+    monkeypatch.setattr(catalog, "card", longer)
+    models = study(house, tmp_path, n=2).models("*-resnet20")
+    assert "usf-resnet20" not in models
+    assert {"bp-resnet20", "random-resnet20"} <= set(models)
 
 
 @pytest.mark.slow

@@ -71,18 +71,28 @@ class Study:
     def models(self, patterns: str) -> list[str]:
         """Return the networks of the claims, and their further seeds, that match patterns and have weights.
 
+        One that was not trained as long as its family's network under bp, in equal batches on images that grew alike,
+        is left out: a difference shall be of the rules.
+
         Raises:
             UserError: a pattern that matches no network of the zoo, or nothing that is left.
         """
         asked_for = self.published.networks()
         matching = [model for model in models_like(patterns, catalog.model_ids()) if _base(model) in asked_for]
-        models = [model for model in matching if _trained(model, self.source.dataset)]
+        trained = [model for model in matching if _training(model, self.source.dataset) is not None]
+        models = [model for model in trained if self._as_long(model)]
         if not models:
             raise UserError(
                 f"expected networks of the claims with weights for {self.source.dataset}, got none of {patterns!r}: "
                 "train one first"
             )
         return sorted(models, key=lambda model: (asked_for.index(_base(model)), model))
+
+    def _as_long(self, model: str) -> bool:
+        """Tell whether a network was trained as its family's one under bp was; yes where that one was not."""
+        family = next(one for one in self.published.families if _base(model).endswith(f"-{one.id}"))
+        reference = _training(f"bp-{family.id}", self.source.dataset)
+        return reference is None or _training(model, self.source.dataset) == reference
 
     def run(self, models: Sequence[str]) -> Evidence:
         """Return what was measured of the networks."""
@@ -215,6 +225,9 @@ def _base(model: str) -> str:
     return base if catalog.card(base).net == catalog.card(model).net else model
 
 
-def _trained(model: str, dataset: str) -> bool:
+def _training(model: str, dataset: str) -> tuple[int, int, list[int]] | None:
+    """Return for how many epochs, in batches of what size, on images of which sizes; None for one without weights."""
     entry = catalog.card(model).datasets.get(dataset)
-    return entry is not None and entry.weights is not None
+    if entry is None or entry.weights is None:
+        return None
+    return entry.recipe.epochs, entry.recipe.batch_size, entry.recipe.grow
