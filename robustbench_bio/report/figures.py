@@ -18,8 +18,11 @@ def new_figure(columns: int, rows: int = 1, **axes: Any) -> tuple[Any, Any]:
 
 
 def write_figure(figure: Any, stem: Path) -> None:
-    """Write a figure as stem.png and stem.svg."""
-    for kind in ("png", "svg"):
+    """Write a figure as stem.png and stem.svg, byte for byte the same whenever the same is drawn."""
+    from matplotlib import rc_context
+
+    for kind, metadata in (("png", {}), ("svg", {"Date": None})):
         data = io.BytesIO()
-        figure.savefig(data, format=kind, dpi=150)
+        with rc_context({"svg.hashsalt": stem.name}):  # else its ids are drawn at random
+            figure.savefig(data, format=kind, dpi=150, metadata=metadata)
         write_atomically(stem.with_suffix(f".{kind}"), data.getvalue())
