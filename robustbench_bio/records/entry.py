@@ -162,7 +162,7 @@ class Scores(Record):
     """Wilson interval of the worst case."""
 
     def close_to(self, other: "Scores") -> bool:
-        """Tell whether two scores are equal up to rounding, which differs between versions of scipy."""
+        """Tell whether two scores are equal up to rounding."""
         pairs = zip(self._values(), other._values(), strict=True)
         return all(math.isclose(a, b, abs_tol=1e-9) for a, b in pairs)
 
